@@ -1,0 +1,141 @@
+//! The traits that every device implements.
+
+use std::fmt;
+use std::sync::{Arc, Weak};
+
+use crate::{
+    Access, Addressing, Completion, DeviceInfo, DeviceLimits, Establish, LocalAddress, Memory, PostError,
+    QpAttr, QpState, Qpn, ReceiveRequest, Region, Result, SendRequest,
+};
+
+/// A family of devices: all that libibverbs shows, or the embedded one.
+pub trait Devices: Send + Sync {
+    /// Lists the devices. None is not an error.
+    ///
+    /// # Errors
+    /// When the system cannot be asked.
+    fn list(&self) -> Result<Vec<DeviceInfo>>;
+
+    /// Opens a device, or hands out the one that is open: a device is process-wide and counted. **Blocks.**
+    ///
+    /// # Errors
+    /// `ERR_RDMA_DEVICE_NOT_FOUND`, `ERR_RDMA_DEVICE_UNSUPPORTED`, `ERR_RDMA_DEVICE_OPEN`.
+    fn open(&self, name: &str) -> Result<Arc<dyn Device>>;
+}
+
+/// An open device. It runs one service thread, and no other.
+pub trait Device: Send + Sync + fmt::Debug {
+    /// The name: `rxe0`, `mlx5_0`, `soft`.
+    fn name(&self) -> &str;
+
+    /// What it can do.
+    fn limits(&self) -> &DeviceLimits;
+
+    /// Registers memory. **Blocks** while pages are pinned; call it off the event loop.
+    ///
+    /// # Errors
+    /// `ERR_RDMA_MEMLOCK` when RLIMIT_MEMLOCK is too low (it names the limit, the need and the remedy), otherwise
+    /// `ERR_RDMA_RESOURCE`.
+    fn register(&self, memory: Arc<Memory>, access: Access) -> Result<Arc<Region>>;
+
+    /// Makes a receive queue that many queue pairs share, or `None` where the device has none (its queue pairs
+    /// then have receive queues of their own).
+    ///
+    /// # Errors
+    /// `ERR_RDMA_RESOURCE`.
+    fn create_receive_queue(&self, capacity: u32) -> Result<Option<Arc<dyn ReceiveQueue>>>;
+
+    /// Makes a queue pair in RESET. Never blocks for the network.
+    ///
+    /// # Errors
+    /// `ERR_RDMA_RESOURCE`, `ERR_RDMA_MEMLOCK`.
+    fn create_queue_pair(&self, config: QueuePairConfig) -> Result<Arc<dyn QueuePair>>;
+
+    /// Begins the search for a peer from `local`. The device's part of the offer comes from the result.
+    ///
+    /// # Errors
+    /// When `local` is not this device's (any more).
+    fn establish(&self, local: &LocalAddress, addressing: Addressing) -> Result<Box<dyn Establish>>;
+}
+
+/// What a queue pair is made with.
+pub struct QueuePairConfig {
+    /// Send work requests that can be outstanding.
+    pub max_send: u32,
+    /// Receive work requests that can be outstanding: on the queue pair's own receive queue, or at the most those
+    /// of the shared one that this queue pair's peer may consume before they are drained.
+    pub max_receive: u32,
+    /// Scatter/gather entries per work request.
+    pub max_sge: u32,
+    /// The shared receive queue, where there is one.
+    pub receive_queue: Option<Arc<dyn ReceiveQueue>>,
+    /// Who is told of completions and events. Held weakly: the queue pair belongs to its handler.
+    pub handler: Weak<dyn QueuePairHandler>,
+}
+
+/// A receive queue that many queue pairs share (SRQ).
+pub trait ReceiveQueue: Send + Sync {
+    /// Posts receives. Never blocks; many threads may call.
+    ///
+    /// # Errors
+    /// [`PostError`] with the number that was posted; `ERR_RDMA_QUEUE_FULL` when there is no room.
+    fn post_receive(&self, requests: &[ReceiveRequest]) -> std::result::Result<(), PostError>;
+
+    /// The device's own part.
+    fn as_any(&self) -> &dyn std::any::Any;
+}
+
+/// A queue pair of a reliable connection. Dropping it destroys it; what was posted is forgotten without
+/// completions, and its regions are released when the device has let go of them.
+pub trait QueuePair: Send + Sync {
+    /// Its number.
+    fn qpn(&self) -> Qpn;
+
+    /// The state that it was last moved to, or ERR when the device has reported that.
+    fn state(&self) -> QpState;
+
+    /// Moves the queue pair. [`crate::transition::check`] is asked before the driver. INIT→RTR **blocks** on
+    /// Ethernet while the kernel resolves the peer's hardware address; call it off the event loop.
+    ///
+    /// # Errors
+    /// `ERR_RDMA_TRANSITION` by name, `ERR_RDMA_UNREACHABLE` when the address did not resolve, `ERR_RDMA_MODIFY`
+    /// with the errno otherwise. The state is unchanged then.
+    fn modify(&self, attr: &QpAttr) -> Result<()>;
+
+    /// Posts a list of send work requests, in order. Never blocks.
+    ///
+    /// # Errors
+    /// [`PostError`]; `ERR_RDMA_QUEUE_FULL` when `max_send` are outstanding: no completion can be lost.
+    fn post_send(&self, requests: &[SendRequest]) -> std::result::Result<(), PostError>;
+
+    /// Posts receives to the queue pair's own receive queue. Never blocks.
+    ///
+    /// # Errors
+    /// [`PostError`]; `ERR_RDMA_QUEUE_FULL`; `ERR_RDMA_INVALID_ARGUMENT` where the receive queue is shared.
+    fn post_receive(&self, requests: &[ReceiveRequest]) -> std::result::Result<(), PostError>;
+}
+
+/// Who lives on a queue pair. Called on the device's service thread only, one call at a time per queue pair; must
+/// not block, and may drop the queue pair.
+pub trait QueuePairHandler: Send + Sync {
+    /// Completions of this queue pair, oldest first.
+    fn completed(&self, batch: &[Completion]);
+
+    /// Something happened that no work request asked for.
+    fn happened(&self, event: AsyncEvent);
+}
+
+/// Events that no work request asked for (`ibv_get_async_event`(3)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AsyncEvent {
+    /// The queue pair is in ERR, and the reason is not in a completion.
+    QueuePairFatal,
+    /// A completion queue overran: the connection cannot go on.
+    CompletionQueueError,
+    /// The port stopped carrying packets.
+    PortDown,
+    /// The port carries packets again.
+    PortUp,
+    /// The device is gone (`IBV_EVENT_DEVICE_FATAL`, or it was removed).
+    DeviceGone,
+}

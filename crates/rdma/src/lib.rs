@@ -1,0 +1,49 @@
+//! The vocabulary of RDMA reliable connections, and the traits that every device of secure-rdma implements.
+//!
+//! Nothing here talks to hardware or to a network. The crate says what a queue pair *is*: its number
+//! ([`Qpn`]), where its packet sequence starts ([`Psn`]), how it moves from RESET to RTS
+//! ([`transition`]), what can be posted to it ([`SendRequest`], [`ReceiveRequest`]) and what comes back
+//! ([`Completion`]). The [`Device`] trait is the door to a device; `verbs` and `soft` stand behind it.
+//!
+//! The names are the field's own. A QPN is a QPN, a PSN is a PSN.
+
+#![deny(unsafe_code)]
+
+mod access;
+mod address;
+mod attr;
+mod choice;
+mod completion;
+mod device;
+mod error;
+mod establish;
+#[cfg(feature = "fake")]
+pub mod fake;
+mod gid;
+mod ids;
+mod info;
+mod memory;
+mod mtu;
+mod psn;
+mod region;
+mod state;
+pub mod transition;
+mod work;
+
+pub use access::Access;
+pub use address::{AddressVector, GlobalRoute};
+pub use attr::{AttrMask, QpAttr};
+pub use choice::{Choice, DeviceWish, choose};
+pub use completion::{Completion, CompletionKind, WcStatus};
+pub use device::{AsyncEvent, Device, Devices, QueuePair, QueuePairConfig, QueuePairHandler, ReceiveQueue};
+pub use error::{Error, ErrorCode, Phase, Result};
+pub use establish::{Addressing, Establish, PathContext, Route};
+pub use gid::{Gid, GidKind};
+pub use ids::{LKey, Lid, PKey, Qpn, RKey};
+pub use info::{DeviceInfo, DeviceKind, DeviceLimits, GidEntry, LinkLayer, LocalAddress, PortInfo, PortState};
+pub use memory::Memory;
+pub use mtu::PathMtu;
+pub use psn::{Entropy, OsEntropy, Psn};
+pub use region::{Region, Registration, Slice};
+pub use state::QpState;
+pub use work::{PostError, ReceiveRequest, RemoteSlice, SendFlags, SendOperation, SendRequest, WorkId};
