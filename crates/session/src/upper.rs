@@ -24,9 +24,6 @@ pub struct Terms {
 /// What lives on one queue pair. Made in RESET, driven by `session` through the bring-up, called by it for as long
 /// as the control channel lives. No method may block.
 pub trait UpperLayer: Send + Sync + 'static {
-    /// The queue pair that it lives on.
-    fn queue_pair(&self) -> &Arc<dyn QueuePair>;
-
     /// Called in INIT: makes sure that receives are posted before the peer's first packet can come.
     ///
     /// # Errors
@@ -82,7 +79,10 @@ pub struct Prepared<U> {
     pub local: LocalAddress,
     /// How the path is to be found.
     pub addressing: Addressing,
-    /// The upper layer, its queue pair in RESET.
+    /// The queue pair, in RESET. `session` lets go of it when the bring-up ends; the upper layer alone keeps it then,
+    /// and may drop it when the connection is over.
+    pub queue_pair: Arc<dyn QueuePair>,
+    /// The upper layer that lives on it.
     pub upper: Arc<U>,
 }
 
