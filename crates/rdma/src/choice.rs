@@ -2,7 +2,10 @@
 
 use std::net::IpAddr;
 
-use crate::{DeviceInfo, Error, ErrorCode, Gid, GidEntry, GidKind, LinkLayer, LocalAddress, PortInfo, PortState, Result};
+use crate::{
+    DeviceInfo, Error, ErrorCode, Gid, GidEntry, GidKind, LinkLayer, LocalAddress, PortInfo, PortState,
+    Result,
+};
 
 /// What the user asked for. Everything empty is `auto`.
 #[derive(Clone, Debug, Default)]
@@ -48,7 +51,10 @@ pub fn choose(devices: &[DeviceInfo], wish: &DeviceWish, tls_local: IpAddr) -> R
                 None => return Err(not_found(name, devices)),
                 Some(device) => {
                     if let Some(why) = &device.unusable {
-                        return Err(Error::new(ErrorCode::DeviceUnsupported, format!("{name} cannot be used: {why}")));
+                        return Err(Error::new(
+                            ErrorCode::DeviceUnsupported,
+                            format!("{name} cannot be used: {why}"),
+                        ));
                     }
                 }
             }
@@ -109,7 +115,10 @@ fn port_candidates<'a>(
         if port.link_layer == LinkLayer::Ethernet && entry.kind != GidKind::RoceV2 {
             return None;
         }
-        Some(Candidate { rank: u8::from(entry.gid.is_link_local()), local: local_address(device, port, entry, reason) })
+        Some(Candidate {
+            rank: u8::from(entry.gid.is_link_local()),
+            local: local_address(device, port, entry, reason),
+        })
     })
 }
 
@@ -149,7 +158,8 @@ fn no_match(devices: &[DeviceInfo], wish: &DeviceWish, address: IpAddr) -> Error
             list.push(format!("{}: {why}", device.name));
         }
         for port in &device.ports {
-            let gids: Vec<_> = port.gids.iter().map(|entry| format!("{}={}", entry.index, entry.gid)).collect();
+            let gids: Vec<_> =
+                port.gids.iter().map(|entry| format!("{}={}", entry.index, entry.gid)).collect();
             let state = if port.state == PortState::Active { "" } else { ", down" };
             list.push(format!("{} port {}{state}: GIDs {}", device.name, port.number, gids.join(" ")));
         }

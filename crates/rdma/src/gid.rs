@@ -101,7 +101,15 @@ mod tests {
         let gid = |text: &str| Gid::from_ip(text.parse().unwrap());
         assert!(gid("0.0.0.0").is_unspecified() && gid("::").is_unspecified());
         assert!(gid("127.0.0.5").is_loopback() && gid("::1").is_loopback() && !gid("10.8.0.1").is_loopback());
-        assert!(gid("fe80::1").is_link_local() && gid("febf::1").is_link_local() && !gid("fec0::1").is_link_local());
-        assert!(gid("224.0.0.1").is_multicast() && gid("255.255.255.255").is_multicast() && gid("ff02::1").is_multicast());
+        assert!(
+            gid("fe80::1").is_link_local()
+                && gid("febf::1").is_link_local()
+                && !gid("fec0::1").is_link_local()
+        );
+        assert!(
+            gid("224.0.0.1").is_multicast()
+                && gid("255.255.255.255").is_multicast()
+                && gid("ff02::1").is_multicast()
+        );
     }
 }

@@ -17,7 +17,7 @@ mod completion;
 mod device;
 mod error;
 mod establish;
-#[cfg(feature = "fake")]
+#[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod gid;
 mod ids;
@@ -40,7 +40,9 @@ pub use error::{Error, ErrorCode, Phase, Result};
 pub use establish::{Addressing, Establish, PathContext, Route};
 pub use gid::{Gid, GidKind};
 pub use ids::{LKey, Lid, PKey, Qpn, RKey};
-pub use info::{DeviceInfo, DeviceKind, DeviceLimits, GidEntry, LinkLayer, LocalAddress, PortInfo, PortState};
+pub use info::{
+    DeviceInfo, DeviceKind, DeviceLimits, GidEntry, LinkLayer, LocalAddress, PortInfo, PortState,
+};
 pub use memory::Memory;
 pub use mtu::PathMtu;
 pub use psn::{Entropy, OsEntropy, Psn};

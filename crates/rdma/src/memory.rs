@@ -120,7 +120,10 @@ impl Memory {
             Some(end) if end <= self.length => Ok(unsafe { self.start.add(offset) }),
             _ => Err(Error::new(
                 ErrorCode::InvalidArgument,
-                format!("{length} bytes at offset {offset} do not lie inside a region of {} bytes", self.length),
+                format!(
+                    "{length} bytes at offset {offset} do not lie inside a region of {} bytes",
+                    self.length
+                ),
             )),
         }
     }

@@ -36,9 +36,7 @@ pub fn rule(from: QpState, to: QpState) -> Option<Rule> {
             M::AV | M::PATH_MTU | M::DEST_QPN | M::RQ_PSN | M::MAX_DEST_RD_ATOMIC | M::MIN_RNR_TIMER,
             M::ALT_PATH | M::ACCESS_FLAGS | M::PKEY_INDEX,
         ),
-        (Rtr, Rts) => {
-            (M::TIMEOUT | M::RETRY_CNT | M::RNR_RETRY | M::SQ_PSN | M::MAX_QP_RD_ATOMIC, resume)
-        }
+        (Rtr, Rts) => (M::TIMEOUT | M::RETRY_CNT | M::RNR_RETRY | M::SQ_PSN | M::MAX_QP_RD_ATOMIC, resume),
         (Rts, Rts) | (Sqd, Rts) => (M::empty(), resume),
         (Rts, Sqd) => (M::empty(), M::EN_SQD_ASYNC_NOTIFY),
         (Sqd, Sqd) => (

@@ -1,0 +1,7 @@
+//! The fake device's own tests.
+
+mod data;
+mod faults;
+mod harness;
+mod lifetimes;
+mod rules;
