@@ -1,0 +1,28 @@
+#!/usr/bin/env node
+// @ts-check
+// Builds the addon: secure-rdma.<platform>.node, binding.cjs (its loader) and binding.d.cts at the top of the repository.
+// CLI: node tools/build-addon.mjs [--fake]
+//   --fake   the test build instead, which has an in-memory device beside the real ones: build/fake/*.node, not optimised
+
+import { mkdirSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { mainOf, run } from './process.mjs'
+import { buildEnvironment } from './system-packages.mjs'
+
+const root = dirname(dirname(fileURLToPath(import.meta.url)))
+
+/** Where `--fake` puts the test build. Loaded instead of the published one by NAPI_RS_NATIVE_LIBRARY_PATH. */
+export const FAKE_BUILD = 'build/fake'
+
+await mainOf('build-addon', async () => {
+  const fake = process.argv.includes('--fake')
+  const folder = join(root, fake ? FAKE_BUILD : '.')
+  mkdirSync(folder, { recursive: true })
+  const cli = createRequire(import.meta.url).resolve('@napi-rs/cli')
+  const common = ['build', '--platform', '--manifest-path', 'crates/node/Cargo.toml', '-o', folder]
+  const own = fake ? ['--features', 'fake'] : ['--release']
+  const args = [...common, '--js', 'binding.cjs', '--dts', 'binding.d.cts', ...own]
+  await run(process.execPath, [join(dirname(cli), 'cli.js'), ...args], { cwd: root, env: buildEnvironment() })
+})
