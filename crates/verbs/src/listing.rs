@@ -1,0 +1,159 @@
+//! Listing devices, ports and GIDs.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use rdma_sys::{ibv_device_attr, ibv_port_attr, ibv_port_state, ibv_transport_type};
+use secure_rdma_rdma::{
+    DeviceInfo, DeviceKind, DeviceLimits, Lid, LinkLayer, PathMtu, PortInfo, PortState, Result,
+};
+
+use crate::context::{Context, DeviceList, ListedDevice};
+use crate::interfaces;
+use crate::library::Verbs;
+use crate::sysfs;
+
+/// `IBV_LINK_LAYER_ETHERNET` of an anonymous enum.
+const ETHERNET: u8 = 2;
+
+/// Messages of a reliable connection are below 2^31 bytes.
+const MAX_MESSAGE: u32 = (1 << 31) - 1;
+
+/// Lists the devices that the library shows. One that cannot be opened is listed as unusable, with the reason.
+pub(crate) fn list(verbs: &'static Verbs) -> Result<Vec<DeviceInfo>> {
+    let addresses = interfaces::addresses();
+    Ok(DeviceList::get(verbs)?.iter().map(|device| describe(&device, &addresses)).collect())
+}
+
+fn describe(device: &ListedDevice<'_>, addresses: &[(String, IpAddr)]) -> DeviceInfo {
+    let name = device.name();
+    let told = match unusable(device.transport()) {
+        Some(why) => Err(why),
+        None => device
+            .open()
+            .and_then(|context| read(&context, &name, addresses))
+            .map_err(|error| error.to_string()),
+    };
+    let (unusable, ports, limits) = match told {
+        Ok((ports, limits)) => (None, ports, limits),
+        Err(why) => (Some(why), Vec::new(), none()),
+    };
+    DeviceInfo { name, kind: DeviceKind::Verbs, unusable, ports, limits }
+}
+
+/// Why a device of this transport cannot carry our connections.
+pub(crate) fn unusable(transport: i32) -> Option<String> {
+    match transport {
+        ibv_transport_type::IBV_TRANSPORT_IB => None,
+        ibv_transport_type::IBV_TRANSPORT_IWARP => Some(
+            "it is an iWARP device: its queue pairs run over a TCP connection that only the RDMA connection manager \
+             can make, and cannot be moved by hand"
+                .to_owned(),
+        ),
+        other => Some(format!("its transport ({other}) is neither InfiniBand nor RoCE")),
+    }
+}
+
+fn read(
+    context: &Context,
+    name: &str,
+    addresses: &[(String, IpAddr)],
+) -> Result<(Vec<PortInfo>, DeviceLimits)> {
+    let attributes = context.attributes()?;
+    let mut ports = Vec::new();
+    let mut max_message = MAX_MESSAGE;
+    for number in 1..=attributes.phys_port_cnt {
+        let port = context.port(number)?;
+        max_message = max_message.min(port.max_msg_sz);
+        ports.push(describe_port(name, number, &port, addresses));
+    }
+    Ok((ports, limits(&attributes, max_message)))
+}
+
+fn describe_port(name: &str, number: u8, port: &ibv_port_attr, addresses: &[(String, IpAddr)]) -> PortInfo {
+    let link_layer = link_layer(port.link_layer);
+    let files = sysfs::Port::new(Path::new(sysfs::DEVICES), name, number);
+    let gids = files.gids(port.gid_tbl_len);
+    let mut interfaces = files.ipoib_interfaces();
+    interfaces.extend(gids.iter().filter_map(|entry| entry.interface.clone()));
+    let carried = addresses.iter().filter(|(interface, _)| interfaces.contains(interface));
+    PortInfo {
+        number,
+        state: if port.state == ibv_port_state::IBV_PORT_ACTIVE {
+            PortState::Active
+        } else {
+            PortState::Down
+        },
+        link_layer,
+        lid: if link_layer == LinkLayer::Infiniband { Lid(port.lid) } else { Lid(0) },
+        active_mtu: path_mtu(port.active_mtu),
+        gids,
+        addresses: carried.map(|(_, address)| *address).collect(),
+    }
+}
+
+/// Unspecified means InfiniBand: drivers from before RoCE.
+fn link_layer(number: u8) -> LinkLayer {
+    if number == ETHERNET { LinkLayer::Ethernet } else { LinkLayer::Infiniband }
+}
+
+fn path_mtu(code: u32) -> PathMtu {
+    u8::try_from(code).ok().and_then(PathMtu::from_code).unwrap_or(PathMtu::Bytes256)
+}
+
+/// What the device can do, as the structure's signed numbers tell it.
+pub(crate) fn limits(attributes: &ibv_device_attr, max_message: u32) -> DeviceLimits {
+    let count = |value: i32| u32::try_from(value).unwrap_or(0);
+    let depth = |value: i32| u8::try_from(value.clamp(0, 255)).unwrap_or(0);
+    DeviceLimits {
+        max_work_requests: count(attributes.max_qp_wr),
+        max_sge: count(attributes.max_sge),
+        max_completions: count(attributes.max_cqe),
+        max_responder_resources: depth(attributes.max_qp_rd_atom),
+        max_initiator_depth: depth(attributes.max_qp_init_rd_atom),
+        max_shared_receives: if attributes.max_srq > 0 { count(attributes.max_srq_wr) } else { 0 },
+        max_message: max_message.min(MAX_MESSAGE),
+    }
+}
+
+fn none() -> DeviceLimits {
+    // SAFETY: the structure holds numbers only, for which zero is a value.
+    limits(&unsafe { std::mem::zeroed() }, 0)
+}
+
+/// The limits of an open device.
+pub(crate) fn limits_of(context: &Context) -> Result<(DeviceLimits, u32)> {
+    let attributes = context.attributes()?;
+    let mut max_message = MAX_MESSAGE;
+    for number in 1..=attributes.phys_port_cnt {
+        max_message = max_message.min(context.port(number)?.max_msg_sz);
+    }
+    let max_shared_sge = u32::try_from(attributes.max_srq_sge).unwrap_or(0);
+    Ok((limits(&attributes, max_message), max_shared_sge))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn iwarp_is_refused_by_name() {
+        assert_eq!(unusable(0), None);
+        assert!(unusable(1).unwrap().contains("iWARP"));
+        assert!(unusable(2).is_some());
+    }
+
+    #[test]
+    fn limits_are_clamped_and_a_device_without_srq_says_so() {
+        // SAFETY: the structure holds numbers only, for which zero is a value.
+        let mut attributes: ibv_device_attr = unsafe { std::mem::zeroed() };
+        attributes.max_qp_rd_atom = 100_000;
+        attributes.max_qp_init_rd_atom = -1;
+        attributes.max_srq_wr = 77;
+        let told = limits(&attributes, u32::MAX);
+        assert_eq!((told.max_responder_resources, told.max_initiator_depth), (255, 0));
+        assert_eq!((told.max_shared_receives, told.max_message), (0, MAX_MESSAGE));
+        attributes.max_srq = 1;
+        assert_eq!(limits(&attributes, 5).max_shared_receives, 77);
+    }
+}
