@@ -2,7 +2,8 @@
 //!
 //! Every device asks [`check`] before its driver is called, so that a wrong call is answered by name
 //! ("INIT→RTR lacks RQ_PSN") and not by EINVAL. The table is that of the kernel's `ib_modify_qp_is_ok`
-//! (`drivers/infiniband/core/verbs.c`, Linux 6.12) for `IB_QPT_RC`.
+//! (`drivers/infiniband/core/verbs.c`, Linux 6.12) for `IB_QPT_RC`, without SQE→RTS: the kernel's table has one
+//! row for all types of queue pair there, but a reliable connection never is in SQE (a send error takes it to ERR).
 
 use std::fmt;
 
@@ -17,44 +18,85 @@ pub struct Rule {
     pub optional: AttrMask,
 }
 
+/// What leaving RESET sets, and INIT→INIT may change.
+const IDENTITY: AttrMask = set(&[AttrMask::PKEY_INDEX, AttrMask::PORT, AttrMask::ACCESS_FLAGS]);
+
+/// What every way into RTS may carry.
+const RESUME: AttrMask = set(&[
+    AttrMask::CUR_STATE,
+    AttrMask::ALT_PATH,
+    AttrMask::ACCESS_FLAGS,
+    AttrMask::MIN_RNR_TIMER,
+    AttrMask::PATH_MIG_STATE,
+]);
+
+const fn set(attributes: &[AttrMask]) -> AttrMask {
+    let (mut mask, mut index) = (AttrMask::empty(), 0);
+    while index < attributes.len() {
+        mask = mask.union(attributes[index]);
+        index += 1;
+    }
+    mask
+}
+
+const fn of(required: AttrMask, optional: AttrMask) -> Rule {
+    Rule { required, optional }
+}
+
 /// The rule of a transition, or `None` where a reliable connection has no such transition.
 #[must_use]
-pub fn rule(from: QpState, to: QpState) -> Option<Rule> {
+pub const fn rule(from: QpState, to: QpState) -> Option<Rule> {
     use AttrMask as M;
     use QpState::{Err, Init, Reset, Rtr, Rts, Sqd};
 
-    let identity = M::PKEY_INDEX | M::PORT | M::ACCESS_FLAGS;
-    let resume = M::CUR_STATE | M::ALT_PATH | M::ACCESS_FLAGS | M::MIN_RNR_TIMER | M::PATH_MIG_STATE;
-
-    let (required, optional) = match (from, to) {
-        (_, Reset) => (M::empty(), M::empty()),
+    const NONE: AttrMask = AttrMask::empty();
+    Some(match (from, to) {
+        (_, Reset) => const { of(NONE, NONE) },
         (Reset, Err) => return None,
-        (_, Err) => (M::empty(), M::empty()),
-        (Reset, Init) => (identity, M::empty()),
-        (Init, Init) => (M::empty(), identity),
-        (Init, Rtr) => (
-            M::AV | M::PATH_MTU | M::DEST_QPN | M::RQ_PSN | M::MAX_DEST_RD_ATOMIC | M::MIN_RNR_TIMER,
-            M::ALT_PATH | M::ACCESS_FLAGS | M::PKEY_INDEX,
-        ),
-        (Rtr, Rts) => (M::TIMEOUT | M::RETRY_CNT | M::RNR_RETRY | M::SQ_PSN | M::MAX_QP_RD_ATOMIC, resume),
-        (Rts, Rts) | (Sqd, Rts) => (M::empty(), resume),
-        (Rts, Sqd) => (M::empty(), M::EN_SQD_ASYNC_NOTIFY),
-        (Sqd, Sqd) => (
-            M::empty(),
-            identity
-                | M::AV
-                | M::TIMEOUT
-                | M::RETRY_CNT
-                | M::RNR_RETRY
-                | M::MAX_QP_RD_ATOMIC
-                | M::MAX_DEST_RD_ATOMIC
-                | M::ALT_PATH
-                | M::MIN_RNR_TIMER
-                | M::PATH_MIG_STATE,
-        ),
+        (_, Err) => const { of(NONE, NONE) },
+        (Reset, Init) => const { of(IDENTITY, NONE) },
+        (Init, Init) => const { of(NONE, IDENTITY) },
+        (Init, Rtr) => {
+            const {
+                of(
+                    set(&[
+                        M::AV,
+                        M::PATH_MTU,
+                        M::DEST_QPN,
+                        M::RQ_PSN,
+                        M::MAX_DEST_RD_ATOMIC,
+                        M::MIN_RNR_TIMER,
+                    ]),
+                    set(&[M::ALT_PATH, M::ACCESS_FLAGS, M::PKEY_INDEX]),
+                )
+            }
+        }
+        (Rtr, Rts) => {
+            const { of(set(&[M::TIMEOUT, M::RETRY_CNT, M::RNR_RETRY, M::SQ_PSN, M::MAX_QP_RD_ATOMIC]), RESUME) }
+        }
+        (Rts | Sqd, Rts) => const { of(NONE, RESUME) },
+        (Rts, Sqd) => const { of(NONE, M::EN_SQD_ASYNC_NOTIFY) },
+        (Sqd, Sqd) => {
+            const {
+                of(
+                    NONE,
+                    set(&[
+                        IDENTITY,
+                        M::AV,
+                        M::TIMEOUT,
+                        M::RETRY_CNT,
+                        M::RNR_RETRY,
+                        M::MAX_QP_RD_ATOMIC,
+                        M::MAX_DEST_RD_ATOMIC,
+                        M::ALT_PATH,
+                        M::MIN_RNR_TIMER,
+                        M::PATH_MIG_STATE,
+                    ]),
+                )
+            }
+        }
         _ => return None,
-    };
-    Some(Rule { required, optional })
+    })
 }
 
 /// Why a transition was refused.
