@@ -6,7 +6,7 @@ use super::harness::{End, devices, join, pair};
 use crate::fake::{Fabric, connect, device_info, init};
 use crate::{
     Access, Addressing, AsyncEvent, CompletionKind, Device, ErrorCode, Lid, LinkLayer, Memory, PathContext,
-    QpAttr, QpState, Qpn, RKey, ReceiveRequest, RemoteSlice, SendOperation, WorkId,
+    PathMtu, Psn, QpAttr, QpState, Qpn, RKey, ReceiveRequest, RemoteSlice, SendOperation, WorkId,
 };
 
 use CompletionKind::{Receive, Send};
@@ -55,37 +55,75 @@ fn values_that_a_driver_would_refuse_are_refused() {
     drop(other);
 }
 
-#[test]
-fn a_request_before_rtr_is_repeated_until_the_peer_is_there() {
-    let fabric = Fabric::new();
-    fabric.set_retry_budget(Duration::from_secs(5));
-    let (one, other) = pair(&fabric, 4);
-    // Back to RESET and to INIT: what comes now is lost in silence.
-    let before = fabric.counters().lost;
-    other.queue_pair.modify(&QpAttr::to(QpState::Reset)).unwrap();
-    init(&*other.queue_pair).unwrap();
-    other.receive(0, 0, 8);
-    one.send(0, 0, 8);
-    fabric.settle();
-    assert!(fabric.counters().lost > before);
-    assert_eq!((one.log.so_far().0, other.log.so_far().0), (0, 0));
+/// RESET to RTS by hand, towards `peer`.
+fn bring_up(end: &End, peer: &End, rq_psn: u32, sq_psn: u32) {
+    init(&*end.queue_pair).unwrap();
+    let context = PathContext {
+        tls_local: end.device.local_address(1).unwrap().gid.to_ip(),
+        tls_peer: peer.device.local_address(1).unwrap().gid.to_ip(),
+        allowed_peer_addresses: Vec::new(),
+    };
+    let way =
+        |end: &End| end.device.establish(&end.device.local_address(1).unwrap(), Addressing::Verbs).unwrap();
+    let route = way(end).resolve(&way(peer).local_part(), &context).unwrap();
+    let mut attr = QpAttr::to(QpState::Rtr);
+    route.rtr(&mut attr).unwrap();
+    (attr.path_mtu, attr.dest_qpn) = (Some(PathMtu::Bytes1024), Some(peer.queue_pair.qpn()));
+    (attr.rq_psn, attr.max_dest_rd_atomic, attr.min_rnr_timer) = (Psn::new(rq_psn), Some(1), Some(12));
+    end.queue_pair.modify(&attr).unwrap();
+    let mut attr = QpAttr::to(QpState::Rts);
+    (attr.timeout, attr.retry_count, attr.rnr_retry) = (Some(14), Some(6), Some(7));
+    (attr.sq_psn, attr.max_rd_atomic) = (Psn::new(sq_psn), Some(1));
+    end.queue_pair.modify(&attr).unwrap();
 }
 
 #[test]
 fn psns_that_do_not_match_lose_everything() {
+    for (sends, expects, arrives) in
+        [(5, 5, true), (5, 6, false), (6, 5, false), (0, 0, true), (0x00FF_FFFE, 0x00FF_FFFE, true)]
+    {
+        let fabric = Fabric::new();
+        fabric.set_retry_budget(Duration::from_millis(10));
+        let (one, other) = devices(&fabric);
+        let (one, other) = (End::new(&one, 4, None), End::new(&other, 4, None));
+        bring_up(&one, &other, 77, sends);
+        bring_up(&other, &one, expects, 77);
+        // Four packets and one: the last PSNs are beyond 2^24 in one case.
+        other.receive(0, 0, 4096);
+        other.receive(1, 0, 4096);
+        one.send(0, 0, 3073);
+        one.send(1, 0, 0);
+        let expected = if arrives { [(Send, 0, 0), (Send, 1, 0)] } else { [(Send, 0, 12), (Send, 1, 5)] };
+        assert_eq!(one.log.outcomes(2), expected, "{sends} towards {expects}");
+        fabric.settle();
+        assert_eq!(other.log.so_far().0, if arrives { 2 } else { 0 });
+        // The other direction has its own PSNs, and works if the queue pair still does.
+        if arrives {
+            one.receive(9, 0, 8);
+            other.send(9, 0, 8);
+            assert_eq!(one.log.outcomes(3)[2], (Receive, 9, 0));
+        }
+    }
+}
+
+#[test]
+fn requests_before_rtr_are_lost_and_then_arrive() {
     let fabric = Fabric::new();
-    fabric.set_retry_budget(Duration::from_millis(10));
-    let (one, other) = pair(&fabric, 4);
-    let (third, fourth) = (End::new(&one.device, 4, None), End::new(&other.device, 4, None));
-    join(&third, &fourth);
-    // `other` is brought up anew against `one`, with another PSN than `one` sends.
+    fabric.set_retry_budget(Duration::from_secs(5));
+    let (one, other) = devices(&fabric);
+    let (one, other) = (End::new(&one, 4, None), End::new(&other, 4, None));
+    init(&*other.queue_pair).unwrap();
+    other.receive(0, 0, 8);
     other.queue_pair.modify(&QpAttr::to(QpState::Reset)).unwrap();
-    fourth.queue_pair.modify(&QpAttr::to(QpState::Reset)).unwrap();
-    connect((&fourth.device, &*fourth.queue_pair), (&other.device, &*other.queue_pair)).unwrap();
-    fourth.receive(0, 0, 8);
-    third.send(0, 0, 8);
-    assert_eq!(third.log.outcomes(1), [(Send, 0, 12)]);
-    assert_eq!(fourth.log.so_far(), (0, 0));
+    bring_up(&one, &other, 77, 5);
+    one.send(0, 0, 8);
+    fabric.settle();
+    assert_eq!((fabric.counters().lost, one.log.so_far().0), (1, 0));
+    bring_up(&other, &one, 5, 77);
+    other.receive(1, 0, 8);
+    assert_eq!(one.log.outcomes(1), [(Send, 0, 0)]);
+    // The receive from before RESET is forgotten.
+    assert_eq!(other.log.outcomes(1), [(Receive, 1, 0)]);
 }
 
 #[test]
