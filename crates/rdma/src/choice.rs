@@ -38,58 +38,95 @@ pub enum Choice {
 /// carries that address (InfiniBand, whose GIDs are no IP addresses). A wish narrows what is looked at. Where there
 /// are devices but none fits, that is an error with the candidates in it: never a silent substitute.
 ///
+/// A GID index that is asked for by number need not fit the TLS connection's address (RDMA may be on another
+/// network), but then it must be on one port only: of several, none is guessed.
+///
 /// # Errors
 /// [`ErrorCode::DeviceNotFound`], [`ErrorCode::DeviceUnsupported`], [`ErrorCode::NoMatchingDevice`].
 pub fn choose(devices: &[DeviceInfo], wish: &DeviceWish, tls_local: IpAddr) -> Result<Choice> {
-    let address = canonical(wish.rdma_address.unwrap_or(tls_local));
+    choose_scoped(devices, wish, tls_local, None)
+}
+
+/// [`choose`] where the network interface of `tls_local` is known, too.
+///
+/// An IPv6 link-local address means something on one interface only, and interfaces that share a hardware address
+/// (VLANs, macvlan) have the same one. Without `scope`, several ports with that GID are an error.
+///
+/// # Errors
+/// Those of [`choose`].
+pub fn choose_scoped(
+    devices: &[DeviceInfo],
+    wish: &DeviceWish,
+    tls_local: IpAddr,
+    scope: Option<&str>,
+) -> Result<Choice> {
+    let address = wish.rdma_address.unwrap_or(tls_local).to_canonical();
+    // The scope belongs to the TLS connection's address, not to another one.
+    let scope = scope.filter(|_| wish.rdma_address.is_none());
     let auto = wish.device.is_none() && wish.port.is_none() && wish.gid_index.is_none();
 
-    let named = match &wish.device {
-        Some(name) => {
-            let found: Vec<_> = devices.iter().filter(|device| device.name == *name).collect();
-            match found.first() {
-                None => return Err(not_found(name, devices)),
-                Some(device) => {
-                    if let Some(why) = &device.unusable {
-                        return Err(Error::new(
-                            ErrorCode::DeviceUnsupported,
-                            format!("{name} cannot be used: {why}"),
-                        ));
-                    }
-                }
-            }
-            found
-        }
-        None => devices.iter().filter(|device| device.unusable.is_none()).collect(),
-    };
-
     let mut candidates = Vec::new();
-    for device in named {
+    for device in looked_at(devices, wish)? {
         for port in &device.ports {
-            if wish.port.is_none_or(|number| number == port.number) {
-                candidates.extend(port_candidates(device, port, wish, address));
+            if port.state == PortState::Active && wish.port.is_none_or(|number| number == port.number) {
+                candidates.extend(port_candidates(device, port, wish, address, scope));
             }
         }
     }
     // Stable sort: of equals, the first listed wins.
     candidates.sort_by_key(|candidate| candidate.rank);
-    if let Some(best) = candidates.into_iter().next() {
-        return Ok(Choice::Device(best.local));
+    let mut candidates = candidates.into_iter();
+    if let Some(best) = candidates.next() {
+        let another = candidates.find(|candidate| candidate.rank == best.rank && !candidate.same_port(&best));
+        return match another {
+            Some(another) if best.rank != Rank::Address => Err(ambiguous(&best.local, &another.local)),
+            _ => Ok(Choice::Device(best.local)),
+        };
     }
 
-    let usable = devices.iter().any(|device| device.unusable.is_none());
     if auto && address.is_loopback() {
         return Ok(Choice::Embedded { reason: format!("the connection is on loopback ({address})") });
     }
-    if auto && !usable {
-        return Ok(Choice::Embedded { reason: "there is no RDMA device on this host".to_owned() });
+    if auto && devices.iter().all(|device| device.unusable.is_some()) {
+        return Ok(Choice::Embedded { reason: none_usable(devices) });
     }
     Err(no_match(devices, wish, address))
 }
 
+/// The devices that the wish leaves.
+fn looked_at<'a>(devices: &'a [DeviceInfo], wish: &DeviceWish) -> Result<Vec<&'a DeviceInfo>> {
+    let Some(name) = &wish.device else {
+        return Ok(devices.iter().filter(|device| device.unusable.is_none()).collect());
+    };
+    let Some(device) = devices.iter().find(|device| device.name == *name) else {
+        return Err(not_found(name, devices));
+    };
+    match &device.unusable {
+        Some(why) => Err(Error::new(ErrorCode::DeviceUnsupported, format!("{name} cannot be used: {why}"))),
+        None => Ok(vec![device]),
+    }
+}
+
+/// How well a GID fits; smaller is better.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// By its address.
+    Address,
+    /// By its address, which is link-local.
+    LinkLocal,
+    /// Not at all, but its index was asked for.
+    Index,
+}
+
 struct Candidate {
-    rank: u8,
+    rank: Rank,
     local: LocalAddress,
+}
+
+impl Candidate {
+    fn same_port(&self, other: &Self) -> bool {
+        (&self.local.device, self.local.port) == (&other.local.device, other.local.port)
+    }
 }
 
 fn port_candidates<'a>(
@@ -97,29 +134,41 @@ fn port_candidates<'a>(
     port: &'a PortInfo,
     wish: &'a DeviceWish,
     address: IpAddr,
+    scope: Option<&'a str>,
 ) -> impl Iterator<Item = Candidate> + 'a {
+    let carries = port.addresses.iter().any(|carried| carried.to_canonical() == address);
     port.gids.iter().filter_map(move |entry| {
-        if port.state != PortState::Active || entry.gid.is_unspecified() {
+        let ethernet = port.link_layer == LinkLayer::Ethernet;
+        if entry.gid.is_unspecified() || (ethernet && entry.kind != GidKind::RoceV2) {
             return None;
         }
-        let by_gid = port.link_layer == LinkLayer::Ethernet && entry.gid == Gid::from_ip(address);
-        let by_interface = port.link_layer == LinkLayer::Infiniband && port.addresses.contains(&address);
-        let reason = match (wish.gid_index, by_gid, by_interface) {
-            (Some(index), _, _) if index != entry.index => return None,
-            (Some(index), _, _) => format!("GID index {index} was asked for"),
-            (None, true, _) if wish.rdma_address.is_some() => format!("its GID is the rdmaAddress {address}"),
-            (None, true, _) => format!("its GID is the local address of the TLS connection, {address}"),
-            (None, _, true) => format!("its network interface carries the local address {address}"),
-            _ => return None,
+        // InfiniBand's GIDs are link-local by their prefix, which means nothing here.
+        let link_local = ethernet && entry.gid.is_link_local();
+        let fits = if ethernet {
+            entry.gid == Gid::from_ip(address) && !(link_local && on_another_interface(entry, scope))
+        } else {
+            carries
         };
-        if port.link_layer == LinkLayer::Ethernet && entry.kind != GidKind::RoceV2 {
-            return None;
-        }
-        Some(Candidate {
-            rank: u8::from(entry.gid.is_link_local()),
-            local: local_address(device, port, entry, reason),
-        })
+        let whose =
+            if wish.rdma_address.is_some() { "rdmaAddress" } else { "local address of the TLS connection" };
+        let (rank, reason) = match wish.gid_index {
+            Some(index) if index != entry.index => return None,
+            Some(index) if !fits && wish.rdma_address.is_none() => {
+                (Rank::Index, format!("GID index {index} was asked for"))
+            }
+            _ if !fits => return None,
+            _ => {
+                let rank = if link_local { Rank::LinkLocal } else { Rank::Address };
+                let how = if ethernet { "its GID is" } else { "its network interface carries" };
+                (rank, format!("{how} the {whose}, {address}"))
+            }
+        };
+        Some(Candidate { rank, local: local_address(device, port, entry, reason) })
     })
+}
+
+fn on_another_interface(entry: &GidEntry, scope: Option<&str>) -> bool {
+    matches!((scope, &entry.interface), (Some(scope), Some(interface)) if scope != interface)
 }
 
 fn local_address(device: &DeviceInfo, port: &PortInfo, entry: &GidEntry, reason: String) -> LocalAddress {
@@ -137,11 +186,6 @@ fn local_address(device: &DeviceInfo, port: &PortInfo, entry: &GidEntry, reason:
     }
 }
 
-/// A socket that is bound to `::` tells an IPv4 peer's address in mapped form.
-fn canonical(address: IpAddr) -> IpAddr {
-    address.to_canonical()
-}
-
 fn not_found(name: &str, devices: &[DeviceInfo]) -> Error {
     let there = if devices.is_empty() {
         "there is no RDMA device on this host (ibv_devices lists them)".to_owned()
@@ -151,19 +195,29 @@ fn not_found(name: &str, devices: &[DeviceInfo]) -> Error {
     Error::new(ErrorCode::DeviceNotFound, format!("no RDMA device is called {name:?}; {there}"))
 }
 
-fn no_match(devices: &[DeviceInfo], wish: &DeviceWish, address: IpAddr) -> Error {
-    let mut list = Vec::new();
-    for device in devices {
-        if let Some(why) = &device.unusable {
-            list.push(format!("{}: {why}", device.name));
-        }
-        for port in &device.ports {
-            let gids: Vec<_> =
-                port.gids.iter().map(|entry| format!("{}={}", entry.index, entry.gid)).collect();
-            let state = if port.state == PortState::Active { "" } else { ", down" };
-            list.push(format!("{} port {}{state}: GIDs {}", device.name, port.number, gids.join(" ")));
-        }
+fn none_usable(devices: &[DeviceInfo]) -> String {
+    if devices.is_empty() {
+        return "there is no RDMA device on this host".to_owned();
     }
+    format!("no RDMA device of this host can be used ({})", candidates(devices).join("; "))
+}
+
+fn ambiguous(one: &LocalAddress, another: &LocalAddress) -> Error {
+    let name = |local: &LocalAddress| format!("{} port {}", local.device, local.port);
+    Error::new(
+        ErrorCode::NoMatchingDevice,
+        format!(
+            "{} and {} fit equally: {}, and {}. Say device and port",
+            name(one),
+            name(another),
+            one.reason,
+            another.reason
+        ),
+    )
+}
+
+fn no_match(devices: &[DeviceInfo], wish: &DeviceWish, address: IpAddr) -> Error {
+    let list = candidates(devices);
     let mut asked = format!("address {address}");
     if let Some(device) = &wish.device {
         asked.push_str(&format!(", device {device}"));
@@ -182,4 +236,39 @@ fn no_match(devices: &[DeviceInfo], wish: &DeviceWish, address: IpAddr) -> Error
             if list.is_empty() { "none".to_owned() } else { list.join("; ") }
         ),
     )
+}
+
+/// What there is, for people who ask why none of it fits.
+fn candidates(devices: &[DeviceInfo]) -> Vec<String> {
+    let mut list = Vec::new();
+    for device in devices {
+        if let Some(why) = &device.unusable {
+            list.push(format!("{}: {why}", device.name));
+            continue;
+        }
+        for port in &device.ports {
+            let state = if port.state == PortState::Active { "" } else { " (down)" };
+            list.push(format!("{} port {}{state}: {}", device.name, port.number, names(port)));
+        }
+    }
+    list
+}
+
+/// A port's GIDs, and on InfiniBand, where they say nothing, its interface's addresses.
+fn names(port: &PortInfo) -> String {
+    let gid = |entry: &GidEntry| match (port.link_layer, entry.kind) {
+        (LinkLayer::Infiniband, _) => format!("{}={}", entry.index, entry.gid),
+        (LinkLayer::Ethernet, GidKind::RoceV2) => format!("{}={}", entry.index, entry.gid.to_ip()),
+        (LinkLayer::Ethernet, GidKind::InfinibandOrRoceV1) => {
+            format!("{}={} (RoCE v1, not used)", entry.index, entry.gid.to_ip())
+        }
+    };
+    let gids: Vec<_> = port.gids.iter().map(gid).collect();
+    let gids = if gids.is_empty() { "no GID".to_owned() } else { format!("GIDs {}", gids.join(" ")) };
+    if port.link_layer == LinkLayer::Ethernet {
+        return gids;
+    }
+    let addresses: Vec<_> = port.addresses.iter().map(ToString::to_string).collect();
+    let addresses = if addresses.is_empty() { "no IP address".to_owned() } else { addresses.join(" ") };
+    format!("interface with {addresses}, {gids}")
 }

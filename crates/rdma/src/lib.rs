@@ -35,7 +35,7 @@ mod work;
 pub use access::Access;
 pub use address::{AddressVector, GlobalRoute};
 pub use attr::{AttrMask, QpAttr};
-pub use choice::{Choice, DeviceWish, choose};
+pub use choice::{Choice, DeviceWish, choose, choose_scoped};
 pub use completion::{Completion, CompletionKind, WcStatus};
 pub use device::{AsyncEvent, Device, Devices, QueuePair, QueuePairConfig, QueuePairHandler, ReceiveQueue};
 pub use device_part::{DevicePart, ROCE_UDP_PORT};
