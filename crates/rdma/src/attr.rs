@@ -125,3 +125,34 @@ impl QpAttr {
         .fold(AttrMask::empty(), |mask, bit| mask | bit)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_field_stands_for_one_bit_of_the_mask() {
+        let psn = Psn::new(1);
+        let cases: [(QpAttr, AttrMask); 15] = [
+            (QpAttr::to(QpState::Reset), AttrMask::STATE),
+            (QpAttr { access: Some(Access::empty()), ..QpAttr::default() }, AttrMask::ACCESS_FLAGS),
+            (QpAttr { pkey_index: Some(0), ..QpAttr::default() }, AttrMask::PKEY_INDEX),
+            (QpAttr { port: Some(1), ..QpAttr::default() }, AttrMask::PORT),
+            (QpAttr { address: Some(AddressVector::default()), ..QpAttr::default() }, AttrMask::AV),
+            (QpAttr { path_mtu: Some(PathMtu::Bytes256), ..QpAttr::default() }, AttrMask::PATH_MTU),
+            (QpAttr { dest_qpn: Qpn::new(2), ..QpAttr::default() }, AttrMask::DEST_QPN),
+            (QpAttr { rq_psn: psn, ..QpAttr::default() }, AttrMask::RQ_PSN),
+            (QpAttr { sq_psn: psn, ..QpAttr::default() }, AttrMask::SQ_PSN),
+            (QpAttr { timeout: Some(0), ..QpAttr::default() }, AttrMask::TIMEOUT),
+            (QpAttr { retry_count: Some(0), ..QpAttr::default() }, AttrMask::RETRY_CNT),
+            (QpAttr { rnr_retry: Some(0), ..QpAttr::default() }, AttrMask::RNR_RETRY),
+            (QpAttr { min_rnr_timer: Some(0), ..QpAttr::default() }, AttrMask::MIN_RNR_TIMER),
+            (QpAttr { max_rd_atomic: Some(0), ..QpAttr::default() }, AttrMask::MAX_QP_RD_ATOMIC),
+            (QpAttr { max_dest_rd_atomic: Some(0), ..QpAttr::default() }, AttrMask::MAX_DEST_RD_ATOMIC),
+        ];
+        for (attr, bit) in cases {
+            assert_eq!(attr.mask(), bit);
+        }
+        assert_eq!(QpAttr::default().mask(), AttrMask::empty());
+    }
+}

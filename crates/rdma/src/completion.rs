@@ -14,6 +14,11 @@ impl WcStatus {
     pub const SUCCESS: Self = Self(0);
     /// A message was longer than the receive that it met.
     pub const LOC_LEN_ERR: Self = Self(1);
+    /// The device could not carry out the request as it was posted: a READ with an initiator depth of 0, a
+    /// malformed work request.
+    pub const LOC_QP_OP_ERR: Self = Self(2);
+    /// The device may not touch the local memory in this way: a receive into a region without LOCAL_WRITE.
+    pub const LOC_PROT_ERR: Self = Self(4);
     /// The queue pair was flushed: an earlier request failed, or it was moved to ERR.
     pub const WR_FLUSH_ERR: Self = Self(5);
     /// The peer answered "invalid request".
@@ -70,6 +75,8 @@ impl WcStatus {
     pub const fn meaning(self) -> &'static str {
         match self.0 {
             1 => "a message was longer than the receive buffer that it met",
+            2 => "the device could not carry out the request as it was posted",
+            4 => "the device may not touch the local memory of the request",
             5 => "the queue pair had already failed or was closed",
             9 => "the peer refused the request as invalid",
             10 => "the peer refused the key, the range or the right",

@@ -115,6 +115,21 @@ pub trait QueuePair: Send + Sync {
     fn post_receive(&self, requests: &[ReceiveRequest]) -> std::result::Result<(), PostError>;
 }
 
+impl fmt::Debug for dyn QueuePair + '_ {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueuePair")
+            .field("qpn", &self.qpn())
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for dyn ReceiveQueue + '_ {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReceiveQueue").finish_non_exhaustive()
+    }
+}
+
 /// Who lives on a queue pair. Called on the device's service thread only, one call at a time per queue pair; must
 /// not block, and may drop the queue pair.
 pub trait QueuePairHandler: Send + Sync {

@@ -305,3 +305,27 @@ impl fmt::Debug for Error {
 }
 
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_well_formed_and_no_two_are_equal() {
+        let names: std::collections::HashSet<_> = ErrorCode::ALL.iter().map(|code| code.as_str()).collect();
+        assert_eq!(names.len(), ErrorCode::ALL.len());
+        for name in names {
+            let word = name.strip_prefix("ERR_RDMA_").unwrap();
+            assert!(
+                !word.is_empty()
+                    && word.bytes().all(|byte| byte.is_ascii_uppercase() || b"_0123456789".contains(&byte))
+            );
+        }
+    }
+
+    #[test]
+    fn the_first_phase_stays() {
+        let error = Error::new(ErrorCode::Path, "no path").in_phase(Phase::Path).in_phase(Phase::Connected);
+        assert_eq!(error.phase(), Some(Phase::Path));
+    }
+}

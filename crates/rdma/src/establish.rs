@@ -94,3 +94,18 @@ pub trait Route: Send + Sync {
     /// Which way of addressing was used, and why where it was not the one asked for.
     fn description(&self) -> String;
 }
+
+impl fmt::Debug for dyn Establish + '_ {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Establish").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for dyn Route + '_ {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Route")
+            .field("peer_gid", &self.peer_gid())
+            .field("description", &self.description())
+            .finish_non_exhaustive()
+    }
+}

@@ -10,7 +10,8 @@ use crate::{Error, ErrorCode, Result};
 /// Page-aligned, zeroed memory of our own, with an inaccessible page before and after it.
 ///
 /// A device may write here while we read: every access is a copy through raw pointers, and no reference to the
-/// bytes is ever made. Contents are stable only after the completion that says so.
+/// bytes is ever made. Contents are stable only after the completion that says so, and the same holds between
+/// threads: whoever copies into a range that another copies from gets some of each.
 pub struct Memory {
     mapping: NonNull<u8>,
     mapped: usize,
