@@ -34,7 +34,7 @@ impl FakeDevice {
         let id = world.devices.len();
         let keys = Arc::new(Keys::default());
         let (opened, faults) = (Weak::new(), Vec::new());
-        world.devices.push(DeviceState { info, keys, opened, gone: false, faults });
+        world.devices.push(DeviceState { info, keys, opened, gone: false, cut: false, faults });
         Self::hold(handle, &mut world.devices[id], id)
     }
 
@@ -82,6 +82,11 @@ impl FakeDevice {
     /// Makes the next call of this kind fail with `error`. Orders for several calls add up.
     pub fn fail_next(&self, call: Call, error: Error) {
         self.handle.lock().devices[self.id].faults.push((call, error));
+    }
+
+    /// Loses every packet from and to this device while `on`; nobody is told.
+    pub fn blackhole(&self, on: bool) {
+        self.handle.lock().devices[self.id].cut = on;
     }
 
     /// Lets an event happen to the device, with what it entails, and tells every queue pair on it.

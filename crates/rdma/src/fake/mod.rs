@@ -41,7 +41,7 @@ mod world;
 
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub use bring_up::{connect, init};
 pub use device::{FakeDevice, Host};
@@ -107,12 +107,12 @@ impl Fabric {
 
     /// Lets the wire go on after [`Fabric::pause`].
     pub fn resume(&self) {
-        self.handle.lock().resume(Instant::now());
+        self.handle.lock().paused = false;
         self.handle.wake();
     }
 
-    /// How long a request is repeated before it fails with `RETRY_EXC_ERR`: 400 ms at first. It is tried eight times
-    /// in that time. `None` takes it from each queue pair's `timeout` and `retry_count`.
+    /// How long a request is repeated before it fails with `RETRY_EXC_ERR`: 400 ms at first. It is put on the wire
+    /// eight times in that time. `None` takes number and distance from each queue pair's `retry_count` and `timeout`.
     pub fn set_retry_budget(&self, budget: impl Into<Option<Duration>>) {
         self.handle.lock().retry_budget = budget.into();
     }

@@ -6,8 +6,8 @@ use super::region::{gather, length, scatter, writable};
 use super::state::{QpKey, failed};
 use super::world::World;
 use crate::{
-    Completion, CompletionKind, Gid, LinkLayer, PathMtu, PortInfo, PortState, QpState, Qpn, SendOperation,
-    SendRequest, WcStatus,
+    Completion, CompletionKind, Gid, LinkLayer, PathMtu, PortInfo, QpState, Qpn, SendOperation, SendRequest,
+    WcStatus,
 };
 
 /// How many requests of one queue pair go before another has its turn.
@@ -68,27 +68,27 @@ impl World {
         let Some(state) = self.queue_pairs.get(&key) else { return Answer::Silence };
         let path = &state.path;
         let (Some(address), Some(peer), Some(mtu)) = (&path.address, path.peer, path.mtu) else {
-            return Answer::Failed(WcStatus(2));
+            return Answer::Failed(WcStatus::LOC_QP_OP_ERR);
         };
         let reads = matches!(
             request.operation,
             SendOperation::Read { .. } | SendOperation::CompareSwap { .. } | SendOperation::FetchAdd { .. }
         );
         if reads && path.initiator_depth == 0 {
-            return Answer::Failed(WcStatus(2));
+            return Answer::Failed(WcStatus::LOC_QP_OP_ERR);
         }
         if reads && !writable(&request.local) {
-            return Answer::Failed(WcStatus(4));
+            return Answer::Failed(WcStatus::LOC_PROT_ERR);
         }
         let device = &self.devices[key.device];
-        let Some(port) = device.port(address.port).filter(|port| port.state == PortState::Active) else {
+        let Some(port) = device.port(address.port).filter(|port| device.carries(port)) else {
             return self.lose();
         };
         let Some(payload) = (if reads { Some(Vec::new()) } else { gather(&request.local) }) else {
-            return Answer::Failed(WcStatus(4));
+            return Answer::Failed(WcStatus::LOC_PROT_ERR);
         };
         let longest = length(&request.local).min(mtu.bytes());
-        if device.gone || self.blackhole || self.largest_payload.is_some_and(|limit| longest > limit) {
+        if self.blackhole || self.largest_payload.is_some_and(|limit| longest > limit) {
             return self.lose();
         }
         let sender = Sender { qpn: key.qpn, ports: names_of(port, address), psn: path.next_psn, mtu };
@@ -108,10 +108,7 @@ impl World {
         self.devices
             .iter()
             .enumerate()
-            .filter(|(_, device)| {
-                !device.gone
-                    && device.info.ports.iter().any(|port| port.state == PortState::Active && names(port))
-            })
+            .filter(|(_, device)| device.info.ports.iter().any(|port| device.carries(port) && names(port)))
             .map(|(device, _)| QpKey { device, qpn })
             .find(|key| self.queue_pairs.contains_key(key))
     }
@@ -128,7 +125,7 @@ impl World {
             return self.request_failed(key, request, WcStatus::LOC_LEN_ERR);
         }
         let Some(state) = self.queue_pairs.get_mut(&key) else { return };
-        state.unanswered_since = None;
+        state.silences = 0;
         state.rnr_naks = 0;
         let count = match (state.path.mtu, &request.operation) {
             (
@@ -155,29 +152,26 @@ impl World {
     fn unanswered(&mut self, key: QpKey, request: SendRequest, now: Instant) {
         let budget = self.retry_budget;
         let Some(state) = self.queue_pairs.get_mut(&key) else { return };
-        let since = *state.unanswered_since.get_or_insert(now);
-        let (interval, budget) = match (budget, state.path.timeout) {
-            (Some(budget), _) => (budget / TRIES, Some(budget)),
-            // Never repeated by a real device; here it is, since nothing else would wake it after a pause.
-            (None, 0) => (Duration::from_millis(50), None),
+        state.silences += 1;
+        let (tries, interval) = match (budget, state.path.timeout) {
+            (Some(budget), _) => (TRIES, budget / (TRIES - 1)),
+            // Never repeated by a real device. Here it is, or nothing would find out that the wire is whole again.
+            (None, 0) => (u32::MAX, Duration::from_millis(50)),
             (None, code) => {
-                let interval = Duration::from_nanos(4096_u64 << code.min(31));
-                (interval, Some(interval * (u32::from(state.path.retry_count) + 1)))
+                (u32::from(state.path.retry_count) + 1, Duration::from_nanos(4096_u64 << code.min(31)))
             }
         };
-        let over = budget.is_some_and(|budget| now.saturating_duration_since(since) >= budget);
-        if over {
+        if state.silences >= tries {
             return self.request_failed(key, &request, WcStatus::RETRY_EXC_ERR);
         }
         state.sends.push_front(request);
-        let end = budget.map_or(now + interval, |budget| since + budget);
-        self.wait(key, (now + interval).min(end));
+        self.wait(key, now + interval);
     }
 
     fn not_ready(&mut self, key: QpKey, request: SendRequest, code: u8, now: Instant) {
         self.tally.rnr_naks += 1;
         let Some(state) = self.queue_pairs.get_mut(&key) else { return };
-        state.unanswered_since = None;
+        state.silences = 0;
         state.rnr_naks += 1;
         if state.path.rnr_retry < 7 && state.rnr_naks > u32::from(state.path.rnr_retry) {
             return self.request_failed(key, &request, WcStatus::RNR_RETRY_EXC_ERR);

@@ -95,7 +95,7 @@ impl World {
         } else if !payload.is_empty()
             && (!writable(&receive.local) || scatter(&receive.local, payload).is_none())
         {
-            (WcStatus(4), OPERATION)
+            (WcStatus::LOC_PROT_ERR, OPERATION)
         } else {
             self.received(target, &receive, CompletionKind::Receive, payload.len(), immediate);
             return Answer::Acknowledged(Vec::new());

@@ -65,6 +65,12 @@ impl Handle {
         std::thread::spawn(move || served.serve());
         Arc::new(Self(core))
     }
+
+    /// Alive as long as the service thread is.
+    #[cfg(test)]
+    pub(super) fn watch(&self) -> std::sync::Weak<Core> {
+        Arc::downgrade(&self.0)
+    }
 }
 
 impl std::ops::Deref for Handle {

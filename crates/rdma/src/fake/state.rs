@@ -30,8 +30,8 @@ pub(super) struct State {
     pub(super) receives: VecDeque<ReceiveRequest>,
     pub(super) completions: VecDeque<Completion>,
     pub(super) events: VecDeque<AsyncEvent>,
-    /// Since when the oldest request has had no answer at all.
-    pub(super) unanswered_since: Option<Instant>,
+    /// How many times in a row the oldest request has had no answer at all.
+    pub(super) silences: u32,
     /// How many RNR NAKs the oldest request has met.
     pub(super) rnr_naks: u32,
     pub(super) wait_until: Option<Instant>,
@@ -96,7 +96,7 @@ impl State {
             receives: VecDeque::new(),
             completions: VecDeque::new(),
             events: VecDeque::new(),
-            unanswered_since: None,
+            silences: 0,
             rnr_naks: 0,
             wait_until: None,
             in_line_to_send: false,
@@ -106,7 +106,7 @@ impl State {
 
     /// In SQD only what was begun is finished.
     pub(super) fn has_something_to_send(&self) -> bool {
-        let begun = self.unanswered_since.is_some() || self.rnr_naks > 0;
+        let begun = self.silences > 0 || self.rnr_naks > 0;
         !self.sends.is_empty() && (self.state == QpState::Rts || (self.state == QpState::Sqd && begun))
     }
 
@@ -176,7 +176,7 @@ impl World {
         self.stop_waiting(key);
         let Some(state) = self.queue_pairs.get_mut(&key) else { return };
         state.state = QpState::Err;
-        state.unanswered_since = None;
+        state.silences = 0;
         state.rnr_naks = 0;
         self.flush(key);
     }
@@ -201,7 +201,7 @@ impl World {
             state.receives.clear();
             state.completions.clear();
             state.path = Path::default();
-            state.unanswered_since = None;
+            state.silences = 0;
             state.rnr_naks = 0;
         }
     }

@@ -41,6 +41,8 @@ pub(super) struct DeviceState {
     pub(super) keys: Arc<Keys>,
     pub(super) opened: Weak<FakeDevice>,
     pub(super) gone: bool,
+    /// Cut off without any event.
+    pub(super) cut: bool,
     pub(super) faults: Vec<(Call, Error)>,
 }
 
@@ -49,6 +51,11 @@ impl DeviceState {
     pub(super) fn ordered_failure(&mut self, call: Call) -> Option<Error> {
         let index = self.faults.iter().position(|(ordered, _)| *ordered == call)?;
         Some(self.faults.remove(index).1)
+    }
+
+    /// Whether packets can go out and come in at a port, as far as the device is concerned.
+    pub(super) fn carries(&self, port: &PortInfo) -> bool {
+        !self.gone && !self.cut && port.state == PortState::Active
     }
 
     pub(super) fn port(&self, number: u8) -> Option<&PortInfo> {
@@ -128,14 +135,6 @@ impl World {
     pub(super) fn remove_queue_pair(&mut self, key: QpKey) -> Option<State> {
         self.stop_waiting(key);
         self.queue_pairs.remove(&key)
-    }
-
-    /// The wire goes on: time spent in the pause does not count against any retry budget.
-    pub(super) fn resume(&mut self, now: Instant) {
-        self.paused = false;
-        for state in self.queue_pairs.values_mut() {
-            state.unanswered_since = state.unanswered_since.map(|_| now);
-        }
     }
 
     /// Looks again at the queue pairs whose wait is over.

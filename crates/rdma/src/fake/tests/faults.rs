@@ -22,13 +22,25 @@ fn a_blackhole_ends_in_retry_exceeded_and_flushes_in_order() {
     assert_eq!(one.log.outcomes(5), expected);
     assert!(began.elapsed() >= Duration::from_millis(50));
     assert_eq!(one.queue_pair.state(), QpState::Err);
-    assert!((8..=10).contains(&fabric.counters().lost), "{:?}", fabric.counters());
+    assert_eq!(fabric.counters().lost, 8);
 
     // What is posted now is flushed at once.
     one.send(13, 0, 8);
     one.receive(3, 0, 8);
     assert_eq!(one.log.outcomes(7)[5..], [(Send, 13, 5), (Receive, 3, 5)]);
     assert_eq!((other.queue_pair.state(), other.log.so_far()), (QpState::Rts, (0, 0)));
+}
+
+#[test]
+fn without_a_budget_the_queue_pairs_own_count_decides() {
+    let fabric = Fabric::new();
+    fabric.set_retry_budget(None);
+    let (one, _other) = pair(&fabric, 8);
+    fabric.blackhole(true);
+    one.send(0, 0, 8);
+    assert_eq!(one.log.outcomes(1), [(Send, 0, 12)]);
+    // `connect` sets a retry count of 6.
+    assert_eq!(fabric.counters().lost, 7);
 }
 
 #[test]
@@ -88,6 +100,22 @@ fn a_port_that_is_down_carries_nothing_and_is_told() {
     assert_eq!(one.log.so_far(), (0, 0));
     other.device.inject(AsyncEvent::PortUp);
     assert_eq!(one.log.outcomes(1), [(Send, 0, 0)]);
+}
+
+#[test]
+fn one_device_can_be_cut_off_alone_and_in_silence() {
+    let fabric = Fabric::new();
+    fabric.set_retry_budget(Duration::from_millis(10));
+    let (one, other) = pair(&fabric, 8);
+    let (third, fourth) = pair(&fabric, 8);
+    other.receive(0, 0, 8);
+    fourth.receive(0, 0, 8);
+    other.device.blackhole(true);
+    one.send(0, 0, 8);
+    third.send(0, 0, 8);
+    assert_eq!(one.log.outcomes(1), [(Send, 0, 12)]);
+    assert_eq!(third.log.outcomes(1), [(Send, 0, 0)]);
+    assert_eq!(other.log.so_far(), (0, 0));
 }
 
 #[test]

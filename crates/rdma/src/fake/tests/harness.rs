@@ -1,6 +1,7 @@
 //! Two queue pairs on a fabric, and handlers that write down what they are told.
 
 use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use crate::fake::{Fabric, FakeDevice, connect, init};
@@ -13,11 +14,18 @@ use crate::{
 pub(super) const ALL: Access = Access::all();
 pub(super) const LONG: Duration = Duration::from_secs(10);
 
-/// Writes down completions and events.
-#[derive(Default)]
+/// Writes down completions and events, and makes sure that it is never called by whoever made it.
 pub(super) struct Log {
+    made_on: ThreadId,
     heard: Mutex<Heard>,
     more: Condvar,
+}
+
+impl Log {
+    pub(super) fn new() -> Arc<Self> {
+        let made_on = std::thread::current().id();
+        Arc::new(Self { made_on, heard: Mutex::default(), more: Condvar::new() })
+    }
 }
 
 #[derive(Default)]
@@ -29,6 +37,7 @@ pub(super) struct Heard {
 impl QueuePairHandler for Log {
     fn completed(&self, batch: &[Completion]) {
         assert!(!batch.is_empty());
+        assert_ne!(std::thread::current().id(), self.made_on);
         self.heard.lock().unwrap().completions.extend_from_slice(batch);
         self.more.notify_all();
     }
@@ -90,7 +99,7 @@ pub(super) fn config(log: &Arc<Log>, depth: u32) -> QueuePairConfig {
 
 impl End {
     pub(super) fn new(device: &Arc<FakeDevice>, depth: u32, shared: Option<Arc<dyn ReceiveQueue>>) -> Self {
-        let log = Arc::new(Log::default());
+        let log = Log::new();
         let config = QueuePairConfig { receive_queue: shared, ..config(&log, depth) };
         let queue_pair = device.create_queue_pair(config).unwrap();
         let memory = Arc::new(Memory::allocate(64 << 10).unwrap());

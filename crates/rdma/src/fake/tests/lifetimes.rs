@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, Weak, mpsc};
 use super::harness::{End, LONG, assert_unmade, devices, pair};
 use crate::fake::{Fabric, connect};
 use crate::{
-    Access, AsyncEvent, Completion, Device, Memory, QpAttr, QpState, QueuePair, QueuePairConfig,
+    Access, AsyncEvent, Completion, Device, Devices, Memory, QpAttr, QpState, QueuePair, QueuePairConfig,
     QueuePairHandler, ReceiveRequest, WorkId,
 };
 
@@ -131,16 +131,45 @@ fn reset_forgets_without_completions() {
 }
 
 #[test]
+fn an_open_device_is_handed_out_again_and_a_closed_one_anew() {
+    let fabric = Fabric::new();
+    let device = fabric.device("fake0", [10, 0, 0, 1].into());
+    let host = fabric.host([&device]);
+    let again = host.open("fake0").unwrap();
+    assert!(std::ptr::addr_eq(Arc::as_ptr(&device), Arc::as_ptr(&again)));
+    assert_eq!(fabric.counters().open_devices, 1);
+    drop((device, again));
+    assert_eq!(fabric.counters().open_devices, 0);
+    let anew = host.open("fake0").unwrap();
+    anew.register(Arc::new(Memory::allocate(1).unwrap()), Access::empty()).unwrap();
+    assert_unmade(&fabric);
+}
+
+#[test]
+fn a_queue_pair_keeps_its_device_open_and_its_fabric_alive() {
+    let fabric = Fabric::new();
+    let (one, other) = pair(&fabric, 8);
+    let (End { queue_pair, log, region, device }, other) = (one, other);
+    drop((fabric, device));
+    other.receive(0, 0, 8);
+    let local = smallvec::smallvec![crate::Slice::new(&region, 0, 8)];
+    let operation = crate::SendOperation::Send { immediate: None };
+    let flags = crate::SendFlags::empty();
+    queue_pair.post_send(&[crate::SendRequest { id: WorkId(0), operation, local, flags }]).unwrap();
+    assert_eq!(log.outcomes(1)[0].2, 0);
+}
+
+#[test]
 fn the_service_thread_ends_with_the_last_handle() {
-    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
-    let before = threads();
-    let fabrics: Vec<_> = (0..50).map(|_| Fabric::new()).collect();
-    assert!(threads() >= before + 50);
-    drop(fabrics);
+    let fabric = Fabric::new();
+    let thread = fabric.handle.watch();
+    let (one, other) = pair(&fabric, 8);
+    drop((fabric, other));
+    assert!(thread.upgrade().is_some());
+    drop(one);
     let deadline = std::time::Instant::now() + LONG;
-    // Other tests start and end threads meanwhile: far fewer than these.
-    while threads() >= before + 50 {
-        assert!(std::time::Instant::now() < deadline);
+    while thread.strong_count() > 0 {
+        assert!(std::time::Instant::now() < deadline, "it is still there");
         std::thread::yield_now();
     }
 }
