@@ -1,0 +1,333 @@
+//! One connected queue pair and all that happens on it: the state behind a [`crate::Connection`].
+//!
+//! Three threads meet here: the application's (send, receive, close), the device's service thread (completions), and
+//! the control channel's (ticks, the peer's close). One lock keeps them apart; nobody is called while it is held but
+//! the queue pair itself, whose posting never blocks.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Waker;
+
+use secure_rdma_rdma::{Error, ErrorCode, PathMtu, QueuePair, QueuePairHandler, Result};
+use secure_rdma_session::Control;
+
+use crate::connection::{Closed, Received};
+use crate::credit::Credits;
+use crate::options::ConnectionOptions;
+use crate::pool::{Reservation, Slot, Waiting};
+use crate::receive::Receive;
+use crate::stats::ConnectionStats;
+use crate::transmit::Transmit;
+use crate::watch::Watch;
+
+/// Called whenever there may be news.
+pub(crate) type Observer = Arc<dyn Fn() + Send + Sync>;
+
+/// The state behind a connection.
+pub(crate) struct Channel {
+    pub(crate) options: ConnectionOptions,
+    reservation: Reservation,
+    pub(crate) myself: Weak<Channel>,
+    state: Mutex<State>,
+}
+
+pub(crate) struct State {
+    /// Gone when the connection is over and everything posted has been flushed.
+    pub(crate) queue_pair: Option<Arc<dyn QueuePair>>,
+    pub(crate) transmit: Transmit,
+    pub(crate) receive: Receive,
+    pub(crate) credits: Credits,
+    pub(crate) life: Life,
+    pub(crate) watch: Watch,
+    pub(crate) proof: Proof,
+    /// There from the moment the connection is up.
+    pub(crate) control: Option<Arc<Control>>,
+    pub(crate) path_mtu: PathMtu,
+    /// Where packets go, for messages about the path.
+    pub(crate) path: String,
+    observer: Option<Observer>,
+    wakers: Vec<Waker>,
+    /// Keeps the channel alive until the drain marker comes back.
+    pub(crate) drains: Option<Arc<Channel>>,
+}
+
+/// How far a connection has come.
+#[derive(Clone, Debug)]
+pub(crate) enum Life {
+    /// The bring-up is under way.
+    Opening,
+    /// Messages flow.
+    Open,
+    /// `end` was called: nothing more is sent, messages still come.
+    Ended,
+    /// `close` was called: draining; then the peer's answer is awaited.
+    Closing {
+        /// CLOSE has been sent: everything of ours has arrived.
+        told: bool,
+    },
+    /// The peer has closed, and what had arrived by then is being taken from the completion queue.
+    PeerClosing,
+    /// Over.
+    Over(Closed),
+}
+
+/// The proof of path of this connection.
+#[derive(Debug, Default)]
+pub(crate) struct Proof {
+    pub(crate) sent: bool,
+    pub(crate) received: bool,
+}
+
+/// What is to be done once the lock is open again.
+#[derive(Default)]
+pub(crate) struct After {
+    pub(crate) slots: Vec<Slot>,
+    wakers: Vec<Waker>,
+    observer: Option<Observer>,
+    pub(crate) control: Option<(Arc<Control>, ControlCall)>,
+    /// Dropped without the lock: the end of a queue pair or of the channel must not happen inside itself.
+    pub(crate) queue_pairs: Vec<Arc<dyn QueuePair>>,
+    channels: Vec<Arc<Channel>>,
+}
+
+pub(crate) enum ControlCall {
+    Close,
+    Destroy(Option<Error>),
+}
+
+impl Channel {
+    /// Makes the channel, and its queue pair by `make`, which is given the handler.
+    pub(crate) fn new(
+        options: ConnectionOptions,
+        reservation: Reservation,
+        max_send: u32,
+        make: impl FnOnce(Weak<dyn QueuePairHandler>) -> Result<Arc<dyn QueuePair>>,
+    ) -> Result<Arc<Self>> {
+        let credits = Credits::new(reservation.credits());
+        let receive = Receive::new(options.max_message_size, options.receive_buffer_size);
+        let watch = Watch::new(&options);
+        let channel = Arc::new_cyclic(|myself: &Weak<Self>| Self {
+            options,
+            reservation,
+            myself: myself.clone(),
+            state: Mutex::new(State {
+                queue_pair: None,
+                transmit: Transmit::new(max_send),
+                receive,
+                credits,
+                life: Life::Opening,
+                watch,
+                proof: Proof::default(),
+                control: None,
+                path_mtu: PathMtu::Bytes256,
+                path: String::new(),
+                observer: None,
+                wakers: Vec::new(),
+                drains: None,
+            }),
+        });
+        let handler: Weak<dyn QueuePairHandler> = channel.myself.clone();
+        let queue_pair = make(handler)?;
+        channel.lock().queue_pair = Some(queue_pair);
+        Ok(channel)
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn queue_pair(&self) -> Option<Arc<dyn QueuePair>> {
+        self.lock().queue_pair.clone()
+    }
+
+    pub(crate) fn reservation(&self) -> &Reservation {
+        &self.reservation
+    }
+
+    /// Runs `change` under the lock, then does what it left to do.
+    pub(crate) fn with<T>(&self, change: impl FnOnce(&mut State, &mut After) -> T) -> T {
+        let mut after = After::default();
+        let mut state = self.lock();
+        let result = change(&mut state, &mut after);
+        drop(state);
+        self.finish(after);
+        result
+    }
+
+    fn finish(&self, after: After) {
+        let After { slots, wakers, observer, control, queue_pairs, channels } = after;
+        if !slots.is_empty() {
+            self.reservation.resources().send.give(slots);
+        }
+        if let Some((control, call)) = control {
+            match call {
+                ControlCall::Close => control.begin_close(),
+                ControlCall::Destroy(error) => control.destroy(error),
+            }
+        }
+        for waker in wakers {
+            waker.wake();
+        }
+        if let Some(observer) = observer {
+            observer();
+        }
+        drop(queue_pairs);
+        drop(channels);
+    }
+
+    /// Lets go of the queue pair, and of the count that kept the channel alive for it.
+    pub(crate) fn release(state: &mut State, after: &mut After) {
+        after.queue_pairs.extend(state.queue_pair.take());
+        after.channels.extend(state.drains.take());
+    }
+
+    /// Posts what can be posted; a failure to post ends the connection.
+    pub(crate) fn pump(&self, state: &mut State, after: &mut After) {
+        let Some(queue_pair) = state.queue_pair.clone() else { return };
+        if !matches!(state.life, Life::Open | Life::Ended | Life::Closing { told: false }) {
+            return;
+        }
+        let pool = &self.reservation.resources().send;
+        let myself: Weak<dyn Waiting> = self.myself.clone();
+        let pumped =
+            state.transmit.pump(queue_pair.as_ref(), &mut state.credits, pool, || Weak::clone(&myself));
+        if let Err(error) = pumped {
+            self.fail(state, after, error);
+        }
+    }
+
+    /// Takes the peer's terms over.
+    pub(crate) fn adopt(
+        &self,
+        segment: u32,
+        max_message: u64,
+        credits: u16,
+        path_mtu: PathMtu,
+    ) -> Result<()> {
+        self.with(|state, _| {
+            let segment = (segment as usize).min(self.reservation.resources().send.buffer_size());
+            state.transmit.adopt(segment, max_message);
+            state.receive.adopt(path_mtu);
+            state.path_mtu = path_mtu;
+            state.credits.receive(credits)
+        })
+    }
+
+    pub(crate) fn prove_path(&self) -> Result<()> {
+        self.with(|state, _| {
+            let Some(queue_pair) = state.queue_pair.clone() else { return Err(over(&state.life)) };
+            let pool = &self.reservation.resources().send;
+            state.transmit.prove(queue_pair.as_ref(), &mut state.credits, pool, state.path_mtu)
+        })
+    }
+
+    pub(crate) fn send(&self, message: &[u8]) -> Result<u64> {
+        self.with(|state, after| {
+            match &state.life {
+                Life::Open => {}
+                Life::Ended | Life::Closing { .. } => {
+                    return Err(Error::new(
+                        ErrorCode::Ended,
+                        "nothing can be sent after end() or close() of this connection",
+                    ));
+                }
+                life => return Err(over(life)),
+            }
+            if message.len() as u64 > state.transmit.max_message {
+                return Err(Error::new(
+                    ErrorCode::MessageTooLarge,
+                    format!(
+                        "a message of {} bytes is longer than the peer's maxMessageSize of {} bytes: split it, or raise \
+                         maxMessageSize on the peer",
+                        message.len(),
+                        state.transmit.max_message
+                    ),
+                ));
+            }
+            // A message that would be posted at once does not count: a single one may be longer than the buffer.
+            let queued = state.transmit.queued_bytes();
+            if queued > 0 && queued + message.len() > self.options.send_buffer_size {
+                return Err(Error::new(
+                    ErrorCode::SendBufferFull,
+                    format!(
+                        "{queued} bytes already wait to be sent and sendBufferSize is {}: await earlier sends first",
+                        self.options.send_buffer_size
+                    ),
+                ));
+            }
+            let id = state.transmit.enqueue(message);
+            self.pump(state, after);
+            Ok(id)
+        })
+    }
+
+    pub(crate) fn take_message(&self) -> Received {
+        self.with(|state, after| {
+            if let Some(message) = state.receive.take(&mut state.credits) {
+                if state.credits.should_return() {
+                    self.pump(state, after);
+                }
+                return Received::Message(message);
+            }
+            match &state.life {
+                _ if state.receive.ended() => Received::End,
+                Life::Over(Closed { error: Some(error), .. }) => Received::Closed(error.clone()),
+                Life::Over(_) => Received::End,
+                _ => Received::Pending,
+            }
+        })
+    }
+
+    pub(crate) fn end(&self) -> Result<u64> {
+        self.with(|state, after| match &state.life {
+            Life::Open => {
+                let id = state.transmit.enqueue_end();
+                state.life = Life::Ended;
+                self.pump(state, after);
+                Ok(id)
+            }
+            Life::Ended | Life::Closing { .. } => Ok(state.transmit.done()),
+            life => Err(over(life)),
+        })
+    }
+
+    pub(crate) fn news(&self, state: &mut State, after: &mut After) {
+        after.wakers.append(&mut state.wakers);
+        after.observer.clone_from(&state.observer);
+    }
+
+    pub(crate) fn observe(&self, observer: Observer) {
+        self.lock().observer = Some(Arc::clone(&observer));
+        // What happened before is news too.
+        observer();
+        drop(observer);
+    }
+
+    pub(crate) fn stats(&self) -> ConnectionStats {
+        let state = self.lock();
+        ConnectionStats::of(&state.transmit, &state.receive, &state.credits)
+    }
+
+    /// Registers a waker for the next news.
+    pub(crate) fn wake_on_news(state: &mut State, waker: &Waker) {
+        if !state.wakers.iter().any(|known| known.will_wake(waker)) {
+            state.wakers.push(waker.clone());
+        }
+    }
+}
+
+/// The error of a call on a connection that is not open.
+pub(crate) fn over(life: &Life) -> Error {
+    match life {
+        Life::Over(Closed { error: Some(error), .. }) => error.clone(),
+        _ => Error::new(ErrorCode::Closed, "the connection is closed"),
+    }
+}
+
+impl Waiting for Channel {
+    fn slot_free(&self) {
+        self.with(|state, after| {
+            state.transmit.buffer_came();
+            self.pump(state, after);
+        });
+    }
+}

@@ -1,0 +1,159 @@
+//! Flow control: how many segments either side may send.
+//!
+//! A credit is one receive buffer that the receiver has posted for this peer. The sender spends one per segment and
+//! the receiver gives it back when it has taken the segment. The last credit is reserved for giving credits back, so
+//! that two sides that both wait can never wait for each other; a peer that sends without a credit is closed.
+
+use secure_rdma_rdma::Result;
+
+use crate::framing::violation;
+
+/// Credits of one connection, both directions.
+#[derive(Debug)]
+pub(crate) struct Credits {
+    /// What this side may send.
+    available: u32,
+    /// What the peer may still send: buffers that it has not used.
+    granted: u32,
+    /// Buffers that are free again and not yet given back.
+    owed: u32,
+    /// Buffers that are free again but are held back, because the application does not read.
+    withheld: u32,
+    /// `owed` from which a message of its own is worth it.
+    threshold: u32,
+}
+
+/// More than any peer can have: a peer that grants more is broken, or wants the count to wrap.
+const MOST: u32 = 1 << 20;
+
+impl Credits {
+    /// `own` buffers are posted for the peer.
+    pub(crate) fn new(own: u16) -> Self {
+        let own = u32::from(own);
+        Self { available: 0, granted: own, owed: 0, withheld: 0, threshold: (own / 2).max(1) }
+    }
+
+    /// Takes credits from the peer: its first ones in the offer, later ones in immediates.
+    pub(crate) fn receive(&mut self, credits: u16) -> Result<()> {
+        self.available += u32::from(credits);
+        if self.available > MOST { Err(violation("more credits than there can be buffers")) } else { Ok(()) }
+    }
+
+    /// Whether a segment of a message may be sent: the last credit is not for messages.
+    pub(crate) fn may_send_data(&self) -> bool {
+        self.available > 1
+    }
+
+    /// Whether credits should go back in a segment of their own, since no message carries them.
+    pub(crate) fn should_return(&self) -> bool {
+        self.owed >= self.threshold && self.available > 0
+    }
+
+    /// Spends one credit on a segment and takes what it carries back to the peer.
+    pub(crate) fn spend(&mut self) -> u16 {
+        self.available = self.available.saturating_sub(1);
+        let carried = u16::try_from(self.owed).unwrap_or(u16::MAX);
+        self.owed -= u32::from(carried);
+        self.granted += u32::from(carried);
+        carried
+    }
+
+    /// The peer has used one of its credits.
+    pub(crate) fn peer_used(&mut self) -> Result<()> {
+        self.granted = self.granted.checked_sub(1).ok_or_else(|| violation("a segment without a credit"))?;
+        Ok(())
+    }
+
+    /// The buffer of a segment is posted again. `hold` keeps the credit back.
+    pub(crate) fn buffer_free(&mut self, hold: bool) {
+        if hold {
+            self.withheld += 1;
+        } else {
+            self.owed += 1;
+        }
+    }
+
+    /// The application reads again: what was held back goes to the peer.
+    pub(crate) fn release_withheld(&mut self) {
+        self.owed += std::mem::take(&mut self.withheld);
+    }
+
+    /// What this side may send, for `stats`.
+    pub(crate) fn available(&self) -> u32 {
+        self.available
+    }
+
+    /// What the peer may still send, for `stats`.
+    pub(crate) fn granted(&self) -> u32 {
+        self.granted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_without_a_credit_is_a_violation() {
+        let mut credits = Credits::new(2);
+        credits.peer_used().unwrap();
+        credits.peer_used().unwrap();
+        assert!(credits.peer_used().is_err());
+    }
+
+    #[test]
+    fn granting_without_end_is_a_violation() {
+        let mut credits = Credits::new(2);
+        let refused = (0..64).find_map(|_| credits.receive(u16::MAX).err());
+        assert!(refused.is_some());
+    }
+
+    /// Two sides, any interleaving: nobody ever waits for ever, and credits never multiply.
+    #[test]
+    fn two_sides_that_both_send_never_wait_for_each_other() {
+        for own in [2_u16, 3, 4, 16] {
+            for seed in 0..200_u64 {
+                let mut sides = [Credits::new(own), Credits::new(own)];
+                sides[0].receive(own).unwrap();
+                sides[1].receive(own).unwrap();
+                let mut wires: [std::collections::VecDeque<u16>; 2] = Default::default();
+                let mut to_send = [500_u32, 500];
+                let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+                let mut idle = 0;
+                while to_send != [0, 0] {
+                    random ^= random << 13;
+                    random ^= random >> 7;
+                    random ^= random << 17;
+                    let me = usize::from(random & 1 == 1);
+                    let moved = if random & 2 == 2 {
+                        match wires[me].pop_front() {
+                            Some(credit) => {
+                                sides[me].peer_used().unwrap();
+                                sides[me].receive(credit).unwrap();
+                                sides[me].buffer_free(false);
+                                true
+                            }
+                            None => false,
+                        }
+                    } else if to_send[me] > 0 && sides[me].may_send_data() {
+                        to_send[me] -= 1;
+                        let carried = sides[me].spend();
+                        wires[1 - me].push_back(carried);
+                        true
+                    } else if sides[me].should_return() {
+                        let carried = sides[me].spend();
+                        wires[1 - me].push_back(carried);
+                        true
+                    } else {
+                        false
+                    };
+                    idle = if moved { 0 } else { idle + 1 };
+                    assert!(idle < 1000, "stuck with {own} credits, seed {seed}");
+                    for (me, wire) in wires.iter().enumerate() {
+                        assert!(wire.len() <= usize::from(own), "overrun towards {me}");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! How a connection ends: in order, by this side's will, or because something failed.
+
+use std::sync::Arc;
+
+use secure_rdma_rdma::{Error, ErrorCode, QpAttr, QpState};
+
+use crate::channel::{After, Channel, ControlCall, Life, State};
+use crate::connection::{CloseReason, Closed};
+
+impl Channel {
+    pub(crate) fn close(&self) {
+        self.with(|state, after| match state.life {
+            Life::Open | Life::Ended => {
+                if matches!(state.life, Life::Open) {
+                    state.transmit.enqueue_end();
+                }
+                state.life = Life::Closing { told: false };
+                state.watch.closing_begins();
+                self.pump(state, after);
+                self.tell_when_drained(state, after);
+            }
+            Life::Opening => {
+                let error = Error::new(ErrorCode::Closed, "the connection was closed before it was up");
+                self.over(state, after, CloseReason::Closed, Some(error), ControlCall::Destroy(None));
+            }
+            Life::Closing { .. } | Life::PeerClosing | Life::Over(_) => {}
+        });
+    }
+
+    /// Says CLOSE when everything of ours has arrived.
+    pub(crate) fn tell_when_drained(&self, state: &mut State, after: &mut After) {
+        if matches!(state.life, Life::Closing { told: false }) && state.transmit.is_idle() {
+            state.life = Life::Closing { told: true };
+            if let Some(control) = &state.control {
+                after.control = Some((Arc::clone(control), ControlCall::Close));
+            }
+        }
+    }
+
+    pub(crate) fn destroy(&self, error: Option<Error>) {
+        self.with(|state, after| {
+            let told = error.clone();
+            let error =
+                error.or_else(|| Some(Error::new(ErrorCode::Destroyed, "the connection was destroyed")));
+            self.over(state, after, CloseReason::Destroyed, error, ControlCall::Destroy(told));
+        });
+    }
+
+    pub(crate) fn peer_closed(&self) {
+        self.with(|state, after| match state.life {
+            Life::Over(_) | Life::Opening => {}
+            Life::Closing { .. } => self.over(state, after, CloseReason::Closed, None, ControlCall::Close),
+            _ if state.receive.ended() => {
+                self.over(state, after, CloseReason::PeerClosed, None, ControlCall::Close);
+            }
+            _ => {
+                // Its last message has been acknowledged, so it is in our completion queue already, before the marker.
+                state.life = Life::PeerClosing;
+                self.drain(state, after);
+                if state.drains.is_none() {
+                    self.last_message_missing(state, after);
+                }
+            }
+        });
+    }
+
+    pub(crate) fn lost(&self, error: Error) {
+        self.with(|state, after| match state.life {
+            // We had said CLOSE, so everything of ours had arrived; the peer only did not say so.
+            Life::Closing { told: true } => {
+                self.over(state, after, CloseReason::Closed, None, ControlCall::Destroy(None));
+            }
+            _ => self.over(state, after, CloseReason::Error, Some(error), ControlCall::Destroy(None)),
+        });
+    }
+
+    pub(crate) fn fail(&self, state: &mut State, after: &mut After, error: Error) {
+        let told = Some(error.clone());
+        self.over(state, after, CloseReason::Error, Some(error), ControlCall::Destroy(told));
+    }
+
+    /// The end of every connection. Only the first call counts.
+    pub(crate) fn over(
+        &self,
+        state: &mut State,
+        after: &mut After,
+        reason: CloseReason,
+        error: Option<Error>,
+        call: ControlCall,
+    ) {
+        if matches!(state.life, Life::Over(_)) {
+            return;
+        }
+        state.life = Life::Over(Closed { reason, error });
+        state.transmit.clear();
+        if let Some(control) = state.control.take() {
+            after.control = Some((control, call));
+        }
+        self.drain(state, after);
+        self.news(state, after);
+    }
+
+    /// Moves the queue pair to ERR and waits, without blocking, until all that was posted has been flushed: only then
+    /// are buffers free for other connections, and the queue pair may go.
+    fn drain(&self, state: &mut State, after: &mut After) {
+        if state.drains.is_some() {
+            return;
+        }
+        let Some(queue_pair) = state.queue_pair.clone() else { return };
+        let marked = queue_pair.state() != QpState::Reset
+            && (queue_pair.state() == QpState::Err || queue_pair.modify(&QpAttr::to(QpState::Err)).is_ok())
+            && state.transmit.mark_drain(queue_pair.as_ref()).is_ok();
+        if marked {
+            state.drains = self.myself.upgrade();
+        } else {
+            Self::release(state, after);
+        }
+    }
+
+    /// The peer has closed, and all that had arrived by then did not hold its END.
+    pub(crate) fn last_message_missing(&self, state: &mut State, after: &mut After) {
+        let error = Error::new(
+            ErrorCode::PeerLost,
+            "the peer closed the connection, but its last message did not arrive",
+        );
+        self.fail(state, after, error);
+    }
+
+    /// `close` has lasted too long.
+    pub(crate) fn close_timed_out(&self, state: &mut State, after: &mut After) {
+        match state.life {
+            Life::Closing { told: true } => {
+                self.over(state, after, CloseReason::Closed, None, ControlCall::Destroy(None));
+            }
+            _ => {
+                let error = Error::new(
+                    ErrorCode::CloseTimeout,
+                    format!(
+                        "close() had not sent everything after {:?}: the peer does not take what is queued",
+                        self.options.close_timeout
+                    ),
+                );
+                self.fail(state, after, error);
+            }
+        }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.lock().life, Life::Over(_))
+    }
+}

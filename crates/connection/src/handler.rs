@@ -1,0 +1,129 @@
+//! What the device tells: completions and events, on its service thread.
+
+use secure_rdma_rdma::{
+    AsyncEvent, Completion, CompletionKind, Error, ErrorCode, QueuePairHandler, Result, WcStatus, WorkId,
+};
+use smallvec::SmallVec;
+
+use crate::channel::{After, Channel, ControlCall, Life, State};
+use crate::connection::CloseReason;
+use crate::receive::Arrived;
+use crate::transmit::Done;
+
+impl QueuePairHandler for Channel {
+    fn completed(&self, batch: &[Completion]) {
+        self.with(|state, after| {
+            state.watch.completions(batch.len());
+            let mut buffers: SmallVec<[WorkId; 32]> = SmallVec::new();
+            for completion in batch {
+                if let Err(error) = self.completion(state, after, completion, &mut buffers) {
+                    self.fail(state, after, error);
+                }
+            }
+            if !buffers.is_empty()
+                && let Some(queue_pair) =
+                    state.queue_pair.clone().or_else(|| after.queue_pairs.last().cloned())
+                && let Err(error) = self.reservation().repost(queue_pair.as_ref(), &buffers)
+            {
+                self.fail(state, after, error);
+            }
+            self.pump(state, after);
+            self.tell_when_drained(state, after);
+        });
+    }
+
+    fn happened(&self, event: AsyncEvent) {
+        self.with(|state, after| {
+            let lost = |message: &str| Error::new(ErrorCode::DeviceLost, message);
+            match event {
+                AsyncEvent::PortDown => state.watch.port_is_up(false),
+                AsyncEvent::PortUp => state.watch.port_is_up(true),
+                AsyncEvent::QueuePairFatal => {
+                    self.fail(state, after, lost("the device reported a fatal error of the queue pair"));
+                }
+                AsyncEvent::CompletionQueueError => {
+                    let error =
+                        lost("the completion queue overran: the peer sent more than its credits allow");
+                    self.fail(state, after, error);
+                }
+                AsyncEvent::DeviceGone => {
+                    self.fail(state, after, lost("the RDMA device was removed or failed"));
+                    // No flush will come from a device that is gone.
+                    Self::release(state, after);
+                }
+            }
+        });
+    }
+}
+
+impl Channel {
+    fn completion(
+        &self,
+        state: &mut State,
+        after: &mut After,
+        completion: &Completion,
+        buffers: &mut SmallVec<[WorkId; 32]>,
+    ) -> Result<()> {
+        if completion.kind == CompletionKind::Send {
+            let done = state.transmit.complete(completion, &mut after.slots)?;
+            if done == Done::Drained {
+                Self::release(state, after);
+                if matches!(state.life, Life::PeerClosing) {
+                    self.last_message_missing(state, after);
+                }
+            }
+            if matches!(state.life, Life::Over(_) | Life::PeerClosing) {
+                return Ok(());
+            }
+            if !completion.status.is_success() {
+                return Err(self.failure(state, completion));
+            }
+            state.proof.sent |= done == Done::Proof;
+            if matches!(done, Done::Message | Done::Proof) {
+                self.news(state, after);
+            }
+            return Ok(());
+        }
+        if !completion.status.is_success() {
+            return if matches!(state.life, Life::Over(_)) {
+                Ok(())
+            } else {
+                Err(self.failure(state, completion))
+            };
+        }
+        buffers.push(completion.id);
+        if matches!(state.life, Life::Over(_)) {
+            return Ok(());
+        }
+        let arrived = state.receive.segment(completion, &mut state.credits, self.reservation())?;
+        state.proof.received |= arrived == Arrived::Proof;
+        if arrived != Arrived::Nothing {
+            self.news(state, after);
+        }
+        if arrived == Arrived::End && matches!(state.life, Life::PeerClosing) {
+            self.over(state, after, CloseReason::PeerClosed, None, ControlCall::Close);
+        }
+        Ok(())
+    }
+
+    fn failure(&self, state: &State, completion: &Completion) -> Error {
+        let status = completion.status;
+        let (code, message) = match status {
+            WcStatus::RETRY_EXC_ERR => (
+                ErrorCode::Path,
+                format!(
+                    "RDMA packets no longer get through {}: {}. Check that UDP port 4791 passes both ways and that the \
+                     path carries packets of {} bytes",
+                    state.path,
+                    status.meaning(),
+                    state.path_mtu
+                ),
+            ),
+            _ => (
+                ErrorCode::Work,
+                format!("work on the queue pair failed with {status}: {}", status.meaning()),
+            ),
+        };
+        Error::new(code, message).with_wc_status(status)
+    }
+}

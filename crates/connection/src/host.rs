@@ -1,0 +1,152 @@
+//! Devices and what connections share on them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use secure_rdma_rdma::{Choice, DeviceInfo, Devices, Error, ErrorCode, QueuePairConfig, Result, choose};
+use secure_rdma_session::{Host, Prepared, TlsAddresses};
+
+use crate::channel::Channel;
+use crate::options::{ConnectionOptions, DeviceOptions, PoolOptions};
+use crate::pool::Resources;
+use crate::upper::Upper;
+
+/// Send work requests of a queue pair, outstanding at the most.
+const MAX_SEND: u32 = 128;
+
+/// The devices of a process. One is enough for all connections.
+pub struct Registry {
+    families: Vec<Arc<dyn Devices>>,
+    open: Mutex<HashMap<(String, PoolOptions), Weak<Resources>>>,
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry").field("families", &self.families.len()).finish_non_exhaustive()
+    }
+}
+
+impl Registry {
+    /// A registry of all devices that `families` list.
+    #[must_use]
+    pub fn new(families: Vec<Arc<dyn Devices>>) -> Arc<Self> {
+        Arc::new(Self { families, open: Mutex::default() })
+    }
+
+    /// Lists the devices.
+    ///
+    /// # Errors
+    /// When the system cannot be asked.
+    pub fn devices(&self) -> Result<Vec<DeviceInfo>> {
+        let mut all = Vec::new();
+        for family in &self.families {
+            all.extend(family.list()?);
+        }
+        Ok(all)
+    }
+
+    fn resources(&self, name: &str, pool: PoolOptions) -> Result<Arc<Resources>> {
+        // Opening blocks, and two openers must share: the lock is held all the while. It is off the event loop.
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|_, resources| resources.strong_count() > 0);
+        let key = (name.to_owned(), pool);
+        if let Some(resources) = open.get(&key).and_then(Weak::upgrade) {
+            return Ok(resources);
+        }
+        let mut family = None;
+        for candidate in &self.families {
+            if candidate.list()?.iter().any(|device| device.name == name) {
+                family = Some(candidate);
+                break;
+            }
+        }
+        let Some(family) = family else {
+            return Err(Error::new(
+                ErrorCode::DeviceNotFound,
+                format!("the RDMA device {name} is no longer there"),
+            ));
+        };
+        let resources = Resources::new(family.open(name)?, pool)?;
+        open.insert(key, Arc::downgrade(&resources));
+        Ok(resources)
+    }
+}
+
+/// Makes the queue pairs of one `connect` or one server.
+pub(crate) struct DeviceHost {
+    registry: Arc<Registry>,
+    device: DeviceOptions,
+    options: ConnectionOptions,
+    /// A server keeps the devices that it has used, so that the next client finds them open.
+    keep: Option<Mutex<Vec<Arc<Resources>>>>,
+}
+
+impl DeviceHost {
+    pub(crate) fn new(
+        registry: &Arc<Registry>,
+        device: DeviceOptions,
+        options: ConnectionOptions,
+        keep: bool,
+    ) -> Arc<Self> {
+        let keep = keep.then(Mutex::default);
+        Arc::new(Self { registry: Arc::clone(registry), device, options, keep })
+    }
+
+    /// Lets go of the devices that were kept open.
+    pub(crate) fn release(&self) {
+        if let Some(keep) = &self.keep {
+            keep.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+    }
+}
+
+impl Host for DeviceHost {
+    type Upper = Upper;
+
+    fn prepare(&self, addresses: TlsAddresses) -> Result<Prepared<Upper>> {
+        let devices = self.registry.devices()?;
+        let local = match choose(&devices, &self.device.wish, addresses.local.ip())? {
+            Choice::Device(local) => local,
+            Choice::Embedded { reason } => {
+                return Err(Error::new(
+                    ErrorCode::NoDevice,
+                    format!(
+                        "{reason}, and this version has no embedded device yet. Use a host with an RDMA NIC, or give it a \
+                         soft-RoCE device: modprobe rdma_rxe && rdma link add rxe0 type rxe netdev eth0"
+                    ),
+                ));
+            }
+        };
+        let resources = self.registry.resources(&local.device, self.options.pool)?;
+        if let Some(keep) = &self.keep {
+            let mut kept = keep.lock().unwrap_or_else(PoisonError::into_inner);
+            if !kept.iter().any(|known| Arc::ptr_eq(known, &resources)) {
+                kept.push(Arc::clone(&resources));
+            }
+        }
+        let device = Arc::clone(&resources.device);
+        let reservation = resources.reserve(self.options.credits)?;
+        let max_send = MAX_SEND.min(device.limits().max_work_requests);
+        let queue = reservation.queue();
+        let max_receive = u32::from(self.options.credits) + 1;
+        let channel = Channel::new(self.options.clone(), reservation, max_send, |handler| {
+            device.create_queue_pair(QueuePairConfig {
+                max_send,
+                max_receive,
+                max_sge: 1,
+                receive_queue: queue,
+                handler,
+            })
+        })?;
+        let Some(queue_pair) = channel.queue_pair() else {
+            return Err(Error::new(ErrorCode::Internal, "a new channel has no queue pair"));
+        };
+        Ok(Prepared {
+            device,
+            local,
+            addressing: self.device.addressing,
+            queue_pair,
+            upper: Arc::new(Upper(channel)),
+        })
+    }
+}

@@ -1,0 +1,307 @@
+//! Registered buffers that all connections of one device share.
+//!
+//! Receive buffers hang on the device's shared receive queue, so that a thousand idle connections do not hold a
+//! thousand receive queues; a connection reserves as many as it grants credits, so that a credit always stands for a
+//! posted buffer. Send buffers are taken per segment and come back with its completion.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use secure_rdma_rdma::{
+    Access, Device, Error, ErrorCode, Memory, QueuePair, ReceiveQueue, ReceiveRequest, Region, Result, WorkId,
+};
+use smallvec::SmallVec;
+
+use crate::options::PoolOptions;
+
+/// Buffers that are registered at a time.
+const SLAB: u32 = 64;
+
+/// What all connections of one device share.
+#[derive(Debug)]
+pub(crate) struct Resources {
+    pub(crate) device: Arc<dyn Device>,
+    pub(crate) receive: ReceivePool,
+    pub(crate) send: SendPool,
+}
+
+impl Resources {
+    /// **Blocks** on the device.
+    pub(crate) fn new(device: Arc<dyn Device>, options: PoolOptions) -> Result<Arc<Self>> {
+        let most = options.receive_buffers.min(device.limits().max_shared_receives.max(1));
+        let queue = if device.limits().max_shared_receives == 0 {
+            None
+        } else {
+            device.create_receive_queue(most.min(device.limits().max_shared_receives))?
+        };
+        let receive = ReceivePool {
+            queue,
+            buffer_size: options.buffer_size,
+            most: if device.limits().max_shared_receives == 0 { options.receive_buffers } else { most },
+            state: Mutex::default(),
+        };
+        let send = SendPool {
+            buffer_size: options.buffer_size,
+            most: options.send_buffers,
+            state: Mutex::default(),
+        };
+        Ok(Arc::new(Self { device, receive, send }))
+    }
+
+    /// Reserves the receive buffers of one connection and sees to it that send buffers are there. **Blocks** while
+    /// memory is pinned.
+    pub(crate) fn reserve(self: &Arc<Self>, credits: u16) -> Result<Reservation> {
+        let region = self.receive.reserve(self.device.as_ref(), credits)?;
+        let reservation = Reservation { resources: Arc::clone(self), credits, region };
+        let connections = self.receive.lock().reserved.div_ceil(u32::from(credits).max(1));
+        self.send.grow(self.device.as_ref(), connections.saturating_mul(credits.into()))?;
+        Ok(reservation)
+    }
+}
+
+/// The receive buffers of one connection.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    resources: Arc<Resources>,
+    credits: u16,
+    /// Buffers of the connection's own, where the device has no shared receive queue.
+    region: Option<Arc<Region>>,
+}
+
+impl Reservation {
+    pub(crate) fn resources(&self) -> &Arc<Resources> {
+        &self.resources
+    }
+
+    pub(crate) fn credits(&self) -> u16 {
+        self.credits
+    }
+
+    pub(crate) fn queue(&self) -> Option<Arc<dyn ReceiveQueue>> {
+        self.resources.receive.queue.clone()
+    }
+
+    pub(crate) fn buffer_size(&self) -> u32 {
+        self.resources.receive.buffer_size
+    }
+
+    /// Posts the first receives. Those on a shared queue are there already.
+    pub(crate) fn post_all(&self, queue_pair: &dyn QueuePair) -> Result<()> {
+        match &self.region {
+            None => Ok(()),
+            Some(_) => self.repost(queue_pair, &(0..u64::from(self.credits)).map(WorkId).collect::<Vec<_>>()),
+        }
+    }
+
+    /// Posts buffers again whose content has been taken.
+    pub(crate) fn repost(&self, queue_pair: &dyn QueuePair, buffers: &[WorkId]) -> Result<()> {
+        let size = self.buffer_size() as usize;
+        let posted = match &self.region {
+            Some(region) => {
+                let requests: SmallVec<[_; 16]> = buffers
+                    .iter()
+                    .map(|id| ReceiveRequest::new(*id, region, index(*id) * size, size))
+                    .collect();
+                queue_pair.post_receive(&requests)
+            }
+            None => {
+                let pool = &self.resources.receive;
+                let state = pool.lock();
+                let requests: SmallVec<[_; 16]> =
+                    buffers.iter().filter_map(|id| state.request(*id, size)).collect();
+                drop(state);
+                match &pool.queue {
+                    Some(queue) => queue.post_receive(&requests),
+                    None => Ok(()),
+                }
+            }
+        };
+        posted.map_err(|refused| refused.error)
+    }
+
+    /// Appends the first `length` bytes of a buffer to `bytes`.
+    pub(crate) fn take(&self, buffer: WorkId, skip: usize, length: usize, bytes: &mut Vec<u8>) -> Result<()> {
+        let size = self.buffer_size() as usize;
+        match &self.region {
+            Some(region) => region.memory().append_to(index(buffer) * size + skip, length - skip, bytes),
+            None => {
+                let state = self.resources.receive.lock();
+                let Some((region, offset)) = state.place(buffer, size) else {
+                    return Err(Error::new(ErrorCode::Internal, "a completion names no receive buffer"));
+                };
+                let region = Arc::clone(region);
+                drop(state);
+                region.memory().append_to(offset + skip, length - skip, bytes)
+            }
+        }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.resources.receive.lock().reserved -= u32::from(self.credits);
+    }
+}
+
+/// The receive side of a device.
+pub(crate) struct ReceivePool {
+    queue: Option<Arc<dyn ReceiveQueue>>,
+    buffer_size: u32,
+    most: u32,
+    state: Mutex<ReceiveState>,
+}
+
+impl std::fmt::Debug for ReceivePool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReceivePool").field("most", &self.most).finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
+struct ReceiveState {
+    slabs: Vec<Arc<Region>>,
+    posted: u32,
+    reserved: u32,
+}
+
+impl ReceiveState {
+    fn place(&self, buffer: WorkId, size: usize) -> Option<(&Arc<Region>, usize)> {
+        let slab = self.slabs.get(index(buffer) / SLAB as usize)?;
+        Some((slab, index(buffer) % SLAB as usize * size))
+    }
+
+    fn request(&self, buffer: WorkId, size: usize) -> Option<ReceiveRequest> {
+        let (region, offset) = self.place(buffer, size)?;
+        Some(ReceiveRequest::new(buffer, region, offset, size))
+    }
+}
+
+impl ReceivePool {
+    fn lock(&self) -> MutexGuard<'_, ReceiveState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reserve(&self, device: &dyn Device, credits: u16) -> Result<Option<Arc<Region>>> {
+        let credits = u32::from(credits);
+        let size = self.buffer_size as usize;
+        let mut state = self.lock();
+        if state.reserved + credits > self.most {
+            return Err(Error::new(
+                ErrorCode::ReceivePoolFull,
+                format!(
+                    "the receive pool of {} holds {} buffers, and {} are reserved: this connection needs {credits} \
+                     more. Raise pool.receiveBuffers or lower credits",
+                    device.name(),
+                    self.most,
+                    state.reserved
+                ),
+            ));
+        }
+        let Some(queue) = &self.queue else {
+            let region = allocate(device, size * credits as usize)?;
+            state.reserved += credits;
+            return Ok(Some(region));
+        };
+        // Under the lock on purpose: two newcomers must not both register the same slab.
+        while state.posted < state.reserved + credits {
+            let first = state.posted;
+            let count = SLAB.min(self.most - first);
+            let region = allocate(device, size * count as usize)?;
+            let requests: Vec<_> = (0..count)
+                .map(|i| ReceiveRequest::new(WorkId((first + i).into()), &region, i as usize * size, size))
+                .collect();
+            queue.post_receive(&requests).map_err(|refused| refused.error)?;
+            state.slabs.push(region);
+            state.posted += count;
+        }
+        state.reserved += credits;
+        Ok(None)
+    }
+}
+
+/// One send buffer.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) region: Arc<Region>,
+    pub(crate) offset: usize,
+}
+
+/// Someone who waits for a send buffer.
+pub(crate) trait Waiting: Send + Sync {
+    /// A buffer is free. No lock of the pool is held.
+    fn slot_free(&self);
+}
+
+/// The send side of a device.
+pub(crate) struct SendPool {
+    buffer_size: u32,
+    most: u32,
+    state: Mutex<SendState>,
+}
+
+impl std::fmt::Debug for SendPool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SendPool").field("most", &self.most).finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
+struct SendState {
+    registered: u32,
+    free: Vec<Slot>,
+    waiting: VecDeque<Weak<dyn Waiting>>,
+}
+
+impl SendPool {
+    fn lock(&self) -> MutexGuard<'_, SendState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn buffer_size(&self) -> usize {
+        self.buffer_size as usize
+    }
+
+    fn grow(&self, device: &dyn Device, wanted: u32) -> Result<()> {
+        let mut state = self.lock();
+        while state.registered < wanted.min(self.most) {
+            let count = SLAB.min(self.most - state.registered);
+            let region = allocate(device, self.buffer_size() * count as usize)?;
+            state.free.extend(
+                (0..count as usize)
+                    .map(|i| Slot { region: Arc::clone(&region), offset: i * self.buffer_size() }),
+            );
+            state.registered += count;
+        }
+        Ok(())
+    }
+
+    /// Takes a buffer, if one is free.
+    pub(crate) fn take(&self) -> Option<Slot> {
+        self.lock().free.pop()
+    }
+
+    /// Tells `waiting`, once, when a buffer comes back.
+    pub(crate) fn wait(&self, waiting: Weak<dyn Waiting>) {
+        self.lock().waiting.push_back(waiting);
+    }
+
+    /// Gives buffers back. The caller holds no lock that [`Waiting::slot_free`] might want.
+    pub(crate) fn give(&self, slots: impl IntoIterator<Item = Slot>) {
+        let mut state = self.lock();
+        state.free.extend(slots);
+        // Each of those who wait is asked once; who still lacks a buffer then queues again.
+        let asked = if state.free.is_empty() { VecDeque::new() } else { std::mem::take(&mut state.waiting) };
+        drop(state);
+        for waiting in asked.iter().filter_map(Weak::upgrade) {
+            waiting.slot_free();
+        }
+    }
+}
+
+fn allocate(device: &dyn Device, length: usize) -> Result<Arc<Region>> {
+    device.register(Arc::new(Memory::allocate(length)?), Access::LOCAL_WRITE)
+}
+
+fn index(buffer: WorkId) -> usize {
+    usize::try_from(buffer.0).unwrap_or(usize::MAX)
+}

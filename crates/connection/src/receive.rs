@@ -1,0 +1,223 @@
+//! The receiving half of a connection: segments into messages, messages to whoever asks.
+
+use std::collections::VecDeque;
+
+use secure_rdma_rdma::{Completion, PathMtu, Result};
+
+use crate::credit::Credits;
+use crate::framing::{Header, Kind, LENGTH_PREFIX, violation};
+use crate::pool::Reservation;
+
+/// What a waiting message costs beside its bytes, so that empty ones are bounded too.
+const MESSAGE_COST: usize = 64;
+
+/// The most that is allocated on the word of a FIRST segment alone.
+const MOST_AHEAD: usize = 1 << 20;
+
+/// What a connection has received.
+#[derive(Debug)]
+pub(crate) struct Receive {
+    ready: VecDeque<Vec<u8>>,
+    ready_cost: usize,
+    /// The begin of a longer message, and its whole length.
+    partial: Option<(Vec<u8>, u64)>,
+    ended: bool,
+    proof_seen: bool,
+    path_mtu: PathMtu,
+    max_message: u64,
+    most_ready: usize,
+    pub(crate) messages: u64,
+    pub(crate) bytes: u64,
+}
+
+/// What a segment brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrived {
+    /// Nothing that anyone waits for.
+    Nothing,
+    /// A whole message is ready.
+    Message,
+    /// The peer has ended its direction.
+    End,
+    /// The peer's proof of path.
+    Proof,
+}
+
+impl Receive {
+    pub(crate) fn new(max_message: u64, most_ready: usize) -> Self {
+        Self {
+            ready: VecDeque::new(),
+            ready_cost: 0,
+            partial: None,
+            ended: false,
+            proof_seen: false,
+            path_mtu: PathMtu::Bytes256,
+            max_message,
+            most_ready,
+            messages: 0,
+            bytes: 0,
+        }
+    }
+
+    pub(crate) fn adopt(&mut self, path_mtu: PathMtu) {
+        self.path_mtu = path_mtu;
+    }
+
+    /// Whether the peer has ended its direction; messages may still be ready.
+    pub(crate) fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Messages that wait to be read.
+    pub(crate) fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// Bytes that waiting messages hold.
+    pub(crate) fn ready_bytes(&self) -> usize {
+        self.ready_cost - self.ready.len() * MESSAGE_COST
+    }
+
+    /// Takes the segment of a successful receive completion. The buffer may be posted again afterwards.
+    pub(crate) fn segment(
+        &mut self,
+        completion: &Completion,
+        credits: &mut Credits,
+        buffers: &Reservation,
+    ) -> Result<Arrived> {
+        let Some(immediate) = completion.immediate else {
+            return Err(violation("a segment without an immediate"));
+        };
+        let header = Header::from_immediate(immediate)?;
+        let length = completion.byte_len as usize;
+        credits.peer_used()?;
+        credits.receive(header.credits)?;
+        if !self.proof_seen && header.kind != Kind::Proof {
+            return Err(violation("a segment before its proof of path"));
+        }
+        if self.ended && header.kind != Kind::Credit {
+            return Err(violation("a segment after its end"));
+        }
+        let arrived = match header.kind {
+            Kind::Credit | Kind::End | Kind::Proof => self.control_segment(header.kind, length)?,
+            Kind::Only | Kind::First if self.partial.is_some() => {
+                return Err(violation("a new message before the end of the last"));
+            }
+            Kind::Only => {
+                self.check_length(length as u64)?;
+                let mut message = Vec::new();
+                buffers.take(completion.id, 0, length, &mut message)?;
+                self.finish(message)
+            }
+            Kind::First => {
+                self.partial = Some(self.first_segment(completion, length, buffers)?);
+                Arrived::Nothing
+            }
+            Kind::Middle | Kind::Last => {
+                self.next_segment(completion, header.kind == Kind::Last, length, buffers)?
+            }
+        };
+        let is_data = !matches!(header.kind, Kind::Credit | Kind::End | Kind::Proof);
+        credits.buffer_free(is_data && self.ready_cost >= self.most_ready);
+        Ok(arrived)
+    }
+
+    fn control_segment(&mut self, kind: Kind, length: usize) -> Result<Arrived> {
+        match kind {
+            Kind::Proof if self.proof_seen => Err(violation("a second proof of path")),
+            Kind::Proof if length != self.path_mtu.bytes() => Err(violation(format!(
+                "a proof of path of {length} bytes where the path MTU is {}",
+                self.path_mtu
+            ))),
+            Kind::Proof => {
+                self.proof_seen = true;
+                Ok(Arrived::Proof)
+            }
+            _ if length != 0 => Err(violation("bytes where none belong")),
+            Kind::End if self.partial.is_some() => Err(violation("its end within a message")),
+            Kind::End => {
+                self.ended = true;
+                Ok(Arrived::End)
+            }
+            _ => Ok(Arrived::Nothing),
+        }
+    }
+
+    fn first_segment(
+        &self,
+        completion: &Completion,
+        length: usize,
+        buffers: &Reservation,
+    ) -> Result<(Vec<u8>, u64)> {
+        let mut prefix = Vec::with_capacity(LENGTH_PREFIX);
+        if length > LENGTH_PREFIX {
+            buffers.take(completion.id, 0, LENGTH_PREFIX, &mut prefix)?;
+        }
+        let Ok(prefix) = <[u8; LENGTH_PREFIX]>::try_from(prefix) else {
+            return Err(violation("the begin of a message without its length"));
+        };
+        let whole = u64::from_le_bytes(prefix);
+        self.check_length(whole)?;
+        if (length - LENGTH_PREFIX) as u64 >= whole {
+            return Err(violation("the begin of a message that holds all of it"));
+        }
+        let mut message = Vec::with_capacity(usize::try_from(whole).unwrap_or(usize::MAX).min(MOST_AHEAD));
+        buffers.take(completion.id, LENGTH_PREFIX, length, &mut message)?;
+        Ok((message, whole))
+    }
+
+    fn next_segment(
+        &mut self,
+        completion: &Completion,
+        last: bool,
+        length: usize,
+        buffers: &Reservation,
+    ) -> Result<Arrived> {
+        let Some((mut message, whole)) = self.partial.take() else {
+            return Err(violation("the rest of a message that has not begun"));
+        };
+        if length == 0 {
+            return Err(violation("a part of a message that holds nothing"));
+        }
+        buffers.take(completion.id, 0, length, &mut message)?;
+        let so_far = message.len() as u64;
+        match (so_far.cmp(&whole), last) {
+            (std::cmp::Ordering::Equal, true) => Ok(self.finish(message)),
+            (std::cmp::Ordering::Less, false) => {
+                self.partial = Some((message, whole));
+                Ok(Arrived::Nothing)
+            }
+            _ => Err(violation(format!(
+                "a message of another length than the {whole} bytes that it announced"
+            ))),
+        }
+    }
+
+    fn check_length(&self, length: u64) -> Result<()> {
+        if length > self.max_message {
+            return Err(violation(format!(
+                "a message of {length} bytes where maxMessageSize is {}",
+                self.max_message
+            )));
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, message: Vec<u8>) -> Arrived {
+        self.messages += 1;
+        self.bytes += message.len() as u64;
+        self.ready_cost += message.len() + MESSAGE_COST;
+        self.ready.push_back(message);
+        Arrived::Message
+    }
+
+    /// The next message, if one is ready. Gives withheld credits free when enough has been read.
+    pub(crate) fn take(&mut self, credits: &mut Credits) -> Option<Vec<u8>> {
+        let message = self.ready.pop_front()?;
+        self.ready_cost -= message.len() + MESSAGE_COST;
+        if self.ready_cost <= self.most_ready / 2 {
+            credits.release_withheld();
+        }
+        Some(message)
+    }
+}

@@ -1,0 +1,211 @@
+//! How connections end, and that nothing is left.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use secure_rdma_rdma::{AsyncEvent, Error, ErrorCode};
+use secure_rdma_session::UpperLayer;
+
+use super::{End, World, message, until};
+use crate::channel::{Channel, Life};
+use crate::connection::{CloseReason, Closed};
+use crate::options::ConnectionOptions;
+
+fn closed(channel: &Channel) -> Option<Closed> {
+    match &channel.lock().life {
+        Life::Over(closed) => Some(closed.clone()),
+        _ => None,
+    }
+}
+
+fn code(end: &End) -> Option<ErrorCode> {
+    closed(&end.channel)?.error.map(|error| error.code())
+}
+
+#[test]
+fn end_is_found_behind_the_last_message_and_the_other_way_goes_on() {
+    let world = World::new();
+    let [a, b] = world.pair(&ConnectionOptions::default());
+    for i in 0..100 {
+        a.channel.send(&message(i, 9000)).unwrap();
+    }
+    a.channel.end().unwrap();
+    assert_eq!(a.channel.send(&[1]).unwrap_err().code(), ErrorCode::Ended);
+    for i in 0..100 {
+        assert_eq!(b.next().unwrap().unwrap(), message(i, 9000));
+    }
+    assert_eq!(b.next().unwrap(), None);
+    b.channel.send(b"still here").unwrap();
+    assert_eq!(a.next().unwrap().unwrap(), b"still here");
+}
+
+#[test]
+fn close_delivers_what_was_sent() {
+    let world = World::new();
+    let [a, b] = world.pair(&ConnectionOptions::default());
+    for i in 0..100 {
+        a.channel.send(&message(i, 9000)).unwrap();
+    }
+    a.channel.close();
+    for i in 0..50 {
+        assert_eq!(b.next().unwrap().unwrap(), message(i, 9000));
+    }
+    a.until("close to have told the peer", |a| matches!(a.lock().life, Life::Closing { told: true }));
+    b.upper.peer_closed();
+    a.upper.peer_closed();
+    assert_eq!(closed(&a.channel).unwrap().reason, CloseReason::Closed);
+    b.until("the peer to be over", |b| closed(b).is_some());
+    assert_eq!(closed(&b.channel).unwrap().reason, CloseReason::PeerClosed);
+    assert!(closed(&b.channel).unwrap().error.is_none());
+    for i in 50..100 {
+        assert_eq!(
+            b.next().unwrap().unwrap(),
+            message(i, 9000),
+            "unread messages are given out after the end"
+        );
+    }
+    assert_eq!(b.next().unwrap(), None);
+    assert_eq!(b.channel.send(&[1]).unwrap_err().code(), ErrorCode::Closed);
+    until("queue pairs to go while handles live", || world.fabric.counters().queue_pairs == 0);
+}
+
+#[test]
+fn a_close_that_cannot_drain_ends_with_an_error() {
+    let world = World::new();
+    let options = ConnectionOptions { receive_buffer_size: 1, ..Default::default() };
+    let [a, _b] = world.pair(&options);
+    for i in 0..100 {
+        a.channel.send(&message(i, 9000)).unwrap();
+    }
+    a.channel.close();
+    for _ in 0..40 {
+        // Ticks without time in between would take work that is under way for a dead path.
+        world.fabric.settle();
+        a.upper.tick(Instant::now()).unwrap();
+    }
+    assert_eq!(code(&a), Some(ErrorCode::CloseTimeout));
+}
+
+#[test]
+fn destroying_under_load_gives_every_buffer_back() {
+    let world = World::new();
+    let options = ConnectionOptions::default();
+    let keeper = world.pair(&options);
+    for round in 0..50 {
+        let [a, b] = world.pair(&options);
+        for i in 0..50 {
+            a.channel.send(&message(i, 9000)).unwrap();
+            b.channel.send(&message(i, 9000)).unwrap();
+        }
+        a.channel.destroy(None);
+        assert_eq!(code(&a), Some(ErrorCode::Destroyed));
+        assert_eq!(closed(&a.channel).unwrap().reason, CloseReason::Destroyed);
+        b.upper.lost(Error::new(ErrorCode::PeerLost, format!("round {round}")));
+        assert_eq!(code(&b), Some(ErrorCode::PeerLost));
+        assert_eq!(b.next().map_or_else(|e| e.code(), |_| ErrorCode::PeerLost), ErrorCode::PeerLost);
+    }
+    until("only the keeper's queue pairs to be left", || world.fabric.counters().queue_pairs == 2);
+    // The keeper's window is whole: had buffers been lost, this would stand still.
+    let [a, b] = &keeper;
+    for i in 0..2000 {
+        a.channel.send(&message(i, 4096)).unwrap();
+    }
+    for i in 0..2000 {
+        assert_eq!(b.next().unwrap().unwrap(), message(i, 4096));
+    }
+    drop(keeper);
+    until("everything to be unmade", || world.fabric.counters().all_unmade());
+}
+
+#[test]
+fn a_cut_wire_ends_a_sender_with_the_path() {
+    let world = World::new();
+    let [a, b] = world.pair(&ConnectionOptions::default());
+    world.fabric.blackhole(true);
+    a.channel.send(b"into the dark").unwrap();
+    a.until("the end", |a| closed(a).is_some());
+    assert_eq!(code(&a), Some(ErrorCode::Path));
+    let error = closed(&a.channel).unwrap().error.unwrap();
+    assert_eq!(error.wc_status(), Some(12));
+    assert!(error.message().contains("4791"), "{error}");
+    drop(b);
+}
+
+#[test]
+fn a_cut_wire_is_noticed_by_who_only_receives() {
+    let world = World::new();
+    let [a, _b] = world.pair(&ConnectionOptions::default());
+    world.fabric.set_retry_budget(std::time::Duration::from_secs(60));
+    world.fabric.blackhole(true);
+    for _ in 0..20 {
+        a.upper.tick(Instant::now()).unwrap();
+    }
+    assert_eq!(code(&a), Some(ErrorCode::Path), "20 ticks are 5 s");
+}
+
+#[test]
+fn an_idle_path_is_proven_without_the_peers_help() {
+    let world = World::new();
+    let [a, b] = world.pair(&ConnectionOptions::default());
+    for _ in 0..40 {
+        a.upper.tick(Instant::now()).unwrap();
+        world.fabric.settle();
+    }
+    assert!(a.channel.stats().path_probes >= 5);
+    assert!(closed(&a.channel).is_none() && closed(&b.channel).is_none());
+}
+
+#[test]
+fn events_of_the_device_reach_the_connection() {
+    for event in [AsyncEvent::DeviceGone, AsyncEvent::QueuePairFatal, AsyncEvent::CompletionQueueError] {
+        let world = World::new();
+        let [a, _b] = world.pair(&ConnectionOptions::default());
+        if event == AsyncEvent::DeviceGone {
+            // The others flush what is posted, and the flush may be told before the event.
+            a.channel.send(&message(1, 50_000)).unwrap();
+        }
+        world.devices[0].inject(event);
+        a.until("the end", |a| closed(a).is_some());
+        assert_eq!(code(&a), Some(ErrorCode::DeviceLost), "{event:?}");
+    }
+}
+
+#[test]
+fn observers_are_told_once_the_connection_is_over() {
+    let world = World::new();
+    let [a, _b] = world.pair(&ConnectionOptions::default());
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    a.channel.observe(Arc::new(move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+    }));
+    assert_eq!(calls.load(Ordering::Relaxed), 1, "what happened before is news too");
+    a.channel.destroy(None);
+    assert!(calls.load(Ordering::Relaxed) >= 2);
+}
+
+#[test]
+fn half_made_connections_leave_nothing() {
+    let world = World::new();
+    let options = ConnectionOptions::default();
+    drop(world.prepare(0, &options).unwrap());
+    let prepared = world.prepare(0, &options).unwrap();
+    secure_rdma_rdma::fake::init(prepared.queue_pair.as_ref()).unwrap();
+    prepared.upper.post_receives().unwrap();
+    drop(prepared);
+    until("everything to be unmade", || world.fabric.counters().all_unmade());
+}
+
+#[test]
+fn a_peer_that_closes_without_its_last_message_is_lost() {
+    let world = World::new();
+    let [a, b] = world.pair(&ConnectionOptions::default());
+    b.channel.send(b"only this").unwrap();
+    b.until("its acknowledgement", |b| b.lock().transmit.done() == 1);
+    a.upper.peer_closed();
+    a.until("the end", |a| closed(a).is_some());
+    assert_eq!(code(&a), Some(ErrorCode::PeerLost));
+    assert_eq!(a.next().unwrap().unwrap(), b"only this");
+    assert_eq!(a.next().unwrap_err().code(), ErrorCode::PeerLost);
+}

@@ -1,0 +1,125 @@
+//! The connection as `session` sees it: the upper layer that it brings up and tells of the control channel.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use secure_rdma_rdma::{Error, ErrorCode, PathMtu, Result};
+use secure_rdma_session::{Control, Terms, UpperLayer};
+
+use crate::channel::{Channel, Life, over};
+use crate::connection::CloseReason;
+use crate::watch::Verdict;
+
+/// The upper layer of one connection.
+pub(crate) struct Upper(pub(crate) Arc<Channel>);
+
+impl UpperLayer for Upper {
+    fn post_receives(&self) -> Result<()> {
+        match self.0.queue_pair() {
+            Some(queue_pair) => self.0.reservation().post_all(queue_pair.as_ref()),
+            None => Err(over(&self.0.lock().life)),
+        }
+    }
+
+    fn terms(&self) -> Terms {
+        Terms {
+            max_message_size: self.0.options.max_message_size,
+            segment_size: self.0.reservation().buffer_size(),
+            credits: self.0.reservation().credits(),
+        }
+    }
+
+    fn adopt(&self, peer: &Terms, path_mtu: PathMtu) -> Result<()> {
+        self.0.adopt(peer.segment_size, peer.max_message_size, peer.credits, path_mtu)
+    }
+
+    fn prove_path(&self) -> Result<()> {
+        self.0.prove_path()
+    }
+
+    fn poll_path_proven(&self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        let mut state = self.0.lock();
+        if let life @ Life::Over(_) = &state.life {
+            return Poll::Ready(Err(over(life)));
+        }
+        if state.proof.sent && state.proof.received {
+            return Poll::Ready(Ok(()));
+        }
+        Channel::wake_on_news(&mut state, cx.waker());
+        Poll::Pending
+    }
+
+    fn tick(&self, _now: Instant) -> Result<()> {
+        self.0.tick()
+    }
+
+    fn peer_closed(&self) {
+        self.0.peer_closed();
+    }
+
+    fn lost(&self, error: Error) {
+        self.0.lost(error);
+    }
+}
+
+impl Channel {
+    /// The bring-up is complete: messages may flow. `path` names the two ends, for messages to people.
+    pub(crate) fn open(&self, control: Option<Control>, path: String) {
+        self.with(|state, after| {
+            if !matches!(state.life, Life::Opening) {
+                // It ended between the proof of path and here; the control channel ends with its handle.
+                return;
+            }
+            state.control = control.map(Arc::new);
+            state.path = path;
+            state.life = Life::Open;
+            self.pump(state, after);
+        });
+    }
+
+    fn tick(&self) -> Result<()> {
+        self.with(|state, after| {
+            if matches!(state.life, Life::Over(_) | Life::Opening) {
+                return Ok(());
+            }
+            match state.watch.tick(state.transmit.in_flight()) {
+                Verdict::Nothing => Ok(()),
+                Verdict::Probe => match state.queue_pair.clone() {
+                    Some(queue_pair) => state.transmit.probe(queue_pair.as_ref()),
+                    None => Ok(()),
+                },
+                Verdict::PathDead => {
+                    let port = if state.watch.port_up() { "" } else { "; the device's port went down" };
+                    let error = Error::new(
+                        ErrorCode::Path,
+                        format!(
+                            "RDMA packets no longer get through {}: nothing was acknowledged for {:?}{port}. Check that \
+                             UDP port 4791 passes both ways",
+                            state.path, self.options.path_timeout
+                        ),
+                    );
+                    self.fail(state, after, error);
+                    Ok(())
+                }
+                Verdict::CloseTimeout => {
+                    self.close_timed_out(state, after);
+                    Ok(())
+                }
+            }
+        })
+    }
+}
+
+impl CloseReason {
+    /// The reason as users see it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::PeerClosed => "peer-closed",
+            Self::Destroyed => "destroyed",
+            Self::Error => "error",
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The client's way to a connection.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use secure_rdma_rdma::{Error, ErrorCode, Phase, Result};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::{TlsConnector, TlsStream};
+
+use crate::channel::Channel;
+use crate::config::invalid;
+use crate::driver::{Negotiation, timed_out};
+use crate::farewell::{Failed, Remains};
+use crate::pending::Progress;
+use crate::report::Stopwatch;
+use crate::tls::{ClientTls, Secured, Suspect};
+use crate::{ConnectConfig, Control, Host, Peer, Report, Role, UpperLayer};
+
+/// A connection that is up: both queue pairs are in RTS and the path is proven both ways.
+pub struct Established<U: UpperLayer> {
+    /// The upper layer on its queue pair.
+    pub upper: Arc<U>,
+    /// The control channel. Dropping it ends the connection.
+    pub control: Control,
+    /// Who the peer is.
+    pub peer: Arc<Peer>,
+    /// What happened.
+    pub report: Report,
+}
+
+impl<U: UpperLayer> std::fmt::Debug for Established<U> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Established").field("report", &self.report).finish_non_exhaustive()
+    }
+}
+
+/// Connects: TCP, TLS, `authorize`, device, exchange, bring-up, proof of path.
+///
+/// Dropping the future unmakes whatever was made; a blocking call that is under way ends first, and its result is
+/// dropped then. Must be polled inside a tokio runtime with I/O and time.
+///
+/// # Errors
+/// Every code of `TLS` and `exchange` in [`secure_rdma_rdma::ErrorCode`], with the phase, and what the host gives.
+pub async fn connect<H: Host + ?Sized>(config: ConnectConfig, host: Arc<H>) -> Result<Established<H::Upper>> {
+    config.options.validate()?;
+    if config.port == 0 {
+        return Err(invalid("port is 0: give 1 to 65535".to_owned()));
+    }
+    let tls = ClientTls::new(&config.tls, &config.host)?;
+    match attempt(&config, tls, host).await {
+        Ok(established) => Ok(established),
+        Err(Failed { error, rest }) => {
+            if let Some(rest) = rest {
+                tokio::spawn(rest.farewell());
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn attempt<H: Host + ?Sized>(
+    config: &ConnectConfig,
+    tls: ClientTls,
+    host: Arc<H>,
+) -> Result<Established<H::Upper>, Failed> {
+    let deadline = Instant::now() + config.options.handshake_timeout;
+    let progress = Progress::new();
+    let mut watch = Stopwatch::new();
+    let whom = || format!("{}:{}", config.host, config.port);
+    let late = |phase| timed_out(whom(), config.options.handshake_timeout, phase);
+
+    let tcp = timeout_at(deadline, open_tcp(config, deadline))
+        .await
+        .map_err(|_| late(Phase::Connect))?
+        .map_err(|error| error.in_phase(Phase::Connect))?;
+    let (local, address) = both_ends(&tcp).map_err(|error| error.in_phase(Phase::Connect))?;
+    watch.lap("tcp");
+
+    progress.enter(Phase::Tls);
+    let suspect = Suspect { address, role: Role::Client, witness: tls.witness };
+    let handshake = TlsConnector::from(tls.config).connect(tls.name, tcp).into_fallible();
+    let stream = match timeout_at(deadline, handshake).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err((cause, tcp))) => {
+            let error = suspect.judge(&cause).in_phase(Phase::Tls);
+            return Err(Failed { error, rest: Some(Remains::Tcp(tcp)) });
+        }
+        Err(_) => return Err(late(Phase::Tls).into()),
+    };
+    let secured = Secured::new(stream.get_ref().1, Role::Client, local, address);
+    let channel = Channel::new(TlsStream::Client(stream));
+    watch.lap("tls");
+    let secured = match secured {
+        Ok(secured) => secured,
+        Err(error) => {
+            let rest = Some(Remains::Tls(Box::new(channel)));
+            return Err(Failed { error: error.in_phase(Phase::Tls), rest });
+        }
+    };
+
+    let negotiation = Negotiation {
+        role: Role::Client,
+        channel,
+        secured,
+        suspect,
+        host,
+        options: &config.options,
+        own_names: tls.own,
+        progress: &progress,
+        watch,
+        path: None,
+    };
+    let (established, ()) = negotiation.run(deadline, || Ok(())).await?;
+    Ok(established)
+}
+
+/// Tries every address of the host; each gets an equal share of the time that is left.
+async fn open_tcp(config: &ConnectConfig, deadline: Instant) -> Result<TcpStream> {
+    let (host, port) = (config.host.as_str(), config.port);
+    let found = tokio::net::lookup_host((host, port)).await.map_err(|cause| {
+        Error::new(ErrorCode::Tcp, format!("{host:?} does not resolve to an address: {cause}"))
+            .with_syscall("getaddrinfo", cause.raw_os_error().unwrap_or(0))
+    })?;
+    let fits =
+        |address: &SocketAddr| config.local_address.is_none_or(|own| own.is_ipv4() == address.is_ipv4());
+    let addresses: Vec<SocketAddr> = found.filter(fits).collect();
+    let mut last = None;
+    for (tried, address) in addresses.iter().enumerate() {
+        let now = Instant::now();
+        let left = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
+        let share = now + deadline.saturating_duration_since(now) / left;
+        match timeout_at(share, open_one(config, *address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => last = Some(error),
+            Err(_) => {
+                last = Some(Error::new(ErrorCode::Tcp, format!("{address} did not answer")));
+            }
+        }
+    }
+    Err(last.unwrap_or_else(|| {
+        Error::new(ErrorCode::Tcp, format!("{host:?} has no address of the local address's family"))
+    }))
+}
+
+async fn open_one(config: &ConnectConfig, address: SocketAddr) -> Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let socket = socket.map_err(|cause| tcp_error("socket", &format!("no socket for {address}"), &cause))?;
+    if let Some(own) = config.local_address {
+        socket
+            .bind(SocketAddr::new(own, 0))
+            .map_err(|cause| tcp_error("bind", &format!("the local address {own} cannot be used"), &cause))?;
+    }
+    let stream = socket
+        .connect(address)
+        .await
+        .map_err(|cause| tcp_error("connect", &format!("no connection to {address}"), &cause))?;
+    stream.set_nodelay(true).map_err(|cause| tcp_error("setsockopt", "TCP_NODELAY", &cause))?;
+    Ok(stream)
+}
+
+pub(crate) fn both_ends(tcp: &TcpStream) -> Result<(SocketAddr, SocketAddr)> {
+    let ends = tcp.local_addr().and_then(|local| Ok((local, tcp.peer_addr()?)));
+    ends.map_err(|cause| tcp_error("getpeername", "the connection broke at once", &cause))
+}
+
+pub(crate) fn tcp_error(syscall: &'static str, what: &str, cause: &std::io::Error) -> Error {
+    Error::new(ErrorCode::Tcp, format!("{what}: {cause}"))
+        .with_syscall(syscall, cause.raw_os_error().unwrap_or(0))
+}

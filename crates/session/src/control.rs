@@ -1,0 +1,141 @@
+//! The handle of a control channel.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Waker};
+
+use secure_rdma_rdma::{Error, ErrorCode, Result};
+use tokio::sync::watch;
+
+use crate::channel_task::ChannelTask;
+use crate::farewell::TlsChannel;
+use crate::{SessionOptions, UpperLayer};
+
+/// What the handle asks of the task.
+#[derive(Clone, Debug)]
+pub(crate) enum Order {
+    Close,
+    /// The reason that the peer is told.
+    Destroy(Error),
+}
+
+/// The last order, and the task that waits for it.
+#[derive(Debug, Default)]
+pub(crate) struct Orders(Mutex<(Option<Order>, Option<Waker>)>);
+
+impl Orders {
+    fn inner(&self) -> MutexGuard<'_, (Option<Order>, Option<Waker>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing overrides a destroy.
+    fn give(&self, order: Order) {
+        let waker = {
+            let mut inner = self.inner();
+            if !matches!(inner.0, Some(Order::Destroy(_))) {
+                inner.0 = Some(order);
+            }
+            inner.1.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// The order, or `None` and the task is woken when there is one.
+    pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Option<Order> {
+        let mut inner = self.inner();
+        if inner.0.is_none() || inner.1.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
+            inner.1 = Some(cx.waker().clone());
+        }
+        inner.0.clone()
+    }
+}
+
+/// How a channel ended: in order, or of what.
+pub(crate) type End = Option<Result<()>>;
+
+/// The handle of a control channel. Dropping it ends the channel as [`Control::destroy`] without an error does, unless
+/// a close has begun.
+pub struct Control {
+    orders: Arc<Orders>,
+    end: watch::Receiver<End>,
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").field("ended", &self.is_ended()).finish_non_exhaustive()
+    }
+}
+
+impl Control {
+    /// Starts the task that keeps the channel.
+    pub(crate) fn start<U: UpperLayer>(
+        channel: TlsChannel,
+        upper: Arc<U>,
+        peer: SocketAddr,
+        options: &SessionOptions,
+    ) -> Self {
+        let orders = Arc::new(Orders::default());
+        let (told, end) = watch::channel(None);
+        let task = ChannelTask::new(channel, upper, Arc::clone(&orders), peer, options);
+        tokio::spawn(async move {
+            let end = task.run().await;
+            told.send_replace(Some(end));
+        });
+        Self { orders, end }
+    }
+
+    /// Closes in order: tells the peer (CLOSE, then TLS close_notify) and waits until it has closed too, at most
+    /// [`crate::SessionOptions::close_timeout`]. The peer's side answers by itself, so that this does not wait for its
+    /// application. Whatever the peer must still get has to be acknowledged before. Idempotent; dropping the future does
+    /// not take the close back.
+    ///
+    /// # Errors
+    /// `ERR_RDMA_CLOSE_TIMEOUT`; the cause of death where the channel ended otherwise.
+    pub async fn close(&self) -> Result<()> {
+        self.begin_close();
+        self.ended().await
+    }
+
+    /// Begins what [`Control::close`] does and returns at once. The upper layer hears the outcome: `peer_closed` when
+    /// the peer's CLOSE comes (or has come), otherwise `lost`. Dropping the handle then leaves the close going on.
+    pub fn begin_close(&self) {
+        self.orders.give(Order::Close);
+    }
+
+    /// Ends the channel at once. The peer is told the reason if the network takes it without waiting. Idempotent;
+    /// [`crate::UpperLayer::lost`] is not called for it.
+    pub fn destroy(&self, reason: Option<Error>) {
+        self.orders.give(Order::Destroy(reason.unwrap_or_else(destroyed)));
+    }
+
+    /// Waits for the end of the channel, whoever ends it: `Ok` for a close in order.
+    ///
+    /// # Errors
+    /// The cause of death.
+    pub async fn ended(&self) -> Result<()> {
+        let mut end = self.end.clone();
+        let end = end.wait_for(Option::is_some).await;
+        // The task vanishes without a word only with its runtime.
+        end.ok().and_then(|end| end.clone()).unwrap_or_else(|| Err(destroyed()))
+    }
+
+    /// Whether the channel has ended.
+    #[must_use]
+    pub fn is_ended(&self) -> bool {
+        self.end.borrow().is_some() || self.end.has_changed().is_err()
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        if !matches!(self.orders.inner().0, Some(Order::Close)) {
+            self.destroy(None);
+        }
+    }
+}
+
+fn destroyed() -> Error {
+    Error::new(ErrorCode::Destroyed, "the connection was destroyed by its application")
+}

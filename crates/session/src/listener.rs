@@ -1,0 +1,199 @@
+//! The server's way to connections.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use secure_rdma_rdma::{Error, ErrorCode, Result};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Mutex, mpsc, watch};
+
+use crate::accept::accept_loop;
+use crate::connect::tcp_error;
+use crate::farewell::race;
+use crate::pending::Pending;
+use crate::tls::ServerTls;
+use crate::{Established, Host, ListenConfig};
+
+/// Counters of a listener, since it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ListenerStats {
+    /// TCP connections taken.
+    pub tcp_accepted: u64,
+    /// Handshakes that are under way.
+    pub pending: usize,
+    /// Connections that came up.
+    pub established: u64,
+    /// Handshakes that failed, evicted ones included.
+    pub failed: u64,
+    /// Handshakes that gave way to newcomers.
+    pub evicted: u64,
+    /// Times that accepting paused for want of descriptors or memory.
+    pub paused: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) tcp_accepted: AtomicU64,
+    pub(crate) established: AtomicU64,
+    pub(crate) failed: AtomicU64,
+    pub(crate) evicted: AtomicU64,
+    pub(crate) paused: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn count(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What the accepting task and the handshakes share with the [`Listener`].
+pub(crate) struct Shared<H: Host + ?Sized> {
+    pub(crate) config: ListenConfig,
+    pub(crate) tls: ServerTls,
+    pub(crate) host: Arc<H>,
+    pub(crate) pending: Arc<Pending>,
+    pub(crate) counters: Counters,
+    pub(crate) closing: watch::Sender<bool>,
+}
+
+/// Accepts connections. Dropping it, or [`Listener::close`], ends pending handshakes and leaves connections that were
+/// handed out alone.
+pub struct Listener<H: Host + ?Sized> {
+    shared: Arc<Shared<H>>,
+    address: SocketAddr,
+    ready: Mutex<mpsc::Receiver<Established<H::Upper>>>,
+}
+
+impl<H: Host + ?Sized> Listener<H> {
+    /// Listens. Must be called inside a tokio runtime with I/O and time: handshakes run on it.
+    ///
+    /// # Errors
+    /// `ERR_RDMA_TLS_CONFIG`, `ERR_RDMA_INVALID_ARGUMENT`, `ERR_RDMA_TCP`.
+    pub async fn bind(config: ListenConfig, host: Arc<H>) -> Result<Self> {
+        config.validate()?;
+        let tls = ServerTls::new(&config.tls)?;
+        let listener = listen(&config).await?;
+        let address =
+            listener.local_addr().map_err(|cause| tcp_error("getsockname", "the listener broke", &cause))?;
+        let (sender, ready) = mpsc::channel(config.max_unaccepted);
+        let shared = Arc::new(Shared {
+            pending: Arc::new(Pending::new(config.max_pending_handshakes)),
+            config,
+            tls,
+            host,
+            counters: Counters::default(),
+            closing: watch::Sender::new(false),
+        });
+        tokio::spawn(accept_loop(Arc::clone(&shared), listener, sender));
+        Ok(Self { shared, address, ready: Mutex::new(ready) })
+    }
+
+    /// The next connection. Failed handshakes do not end it. Dropping the future loses no connection; many may wait.
+    ///
+    /// # Errors
+    /// `ERR_RDMA_SERVER_CLOSED`.
+    pub async fn accept(&self) -> Result<Established<H::Upper>> {
+        let mut closing = self.shared.closing.subscribe();
+        let closed = async move {
+            let _ = closing.wait_for(|closing| *closing).await;
+        };
+        let next = async { self.ready.lock().await.recv().await };
+        // The closing first: a closed listener hands nothing out.
+        match race(closed, next).await {
+            Err(Some(established)) => Ok(established),
+            Ok(()) | Err(None) => {
+                self.discard_unaccepted();
+                Err(Error::new(ErrorCode::ServerClosed, format!("the server on {} is closed", self.address)))
+            }
+        }
+    }
+
+    /// The address that it listens on, with the port that the system chose.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Counters.
+    #[must_use]
+    pub fn stats(&self) -> ListenerStats {
+        let counters = &self.shared.counters;
+        ListenerStats {
+            tcp_accepted: counters.tcp_accepted.load(Ordering::Relaxed),
+            pending: self.shared.pending.count(),
+            established: counters.established.load(Ordering::Relaxed),
+            failed: counters.failed.load(Ordering::Relaxed),
+            evicted: counters.evicted.load(Ordering::Relaxed),
+            paused: counters.paused.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Stops listening and ends pending handshakes; connections that nobody accepted are destroyed. Idempotent. The port
+    /// is free when [`Listener::closed`] is done.
+    pub fn close(&self) {
+        self.shared.closing.send_replace(true);
+        self.shared.pending.close();
+        self.discard_unaccepted();
+    }
+
+    /// Waits until the listener is closed and its port is free.
+    pub async fn closed(&self) {
+        let mut closing = self.shared.closing.subscribe();
+        let _ = closing.wait_for(|closing| *closing).await;
+        // The accepting task and every handshake hold a count on `shared`, and the channel's other end.
+        self.shared.closing.closed().await;
+    }
+
+    /// Where someone waits in `accept`, that one does it.
+    fn discard_unaccepted(&self) {
+        if let Ok(mut ready) = self.ready.try_lock() {
+            ready.close();
+            while ready.try_recv().is_ok() {}
+        }
+    }
+}
+
+impl<H: Host + ?Sized> Drop for Listener<H> {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+async fn listen(config: &ListenConfig) -> Result<TcpListener> {
+    let found = tokio::net::lookup_host((config.host.as_str(), config.port)).await.map_err(|cause| {
+        tcp_error("getaddrinfo", &format!("{:?} does not resolve to an address", config.host), &cause)
+    })?;
+    let mut last = None;
+    for address in found {
+        match listen_on(address, config.backlog) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| Error::new(ErrorCode::Tcp, format!("{:?} has no address", config.host))))
+}
+
+fn listen_on(address: SocketAddr, backlog: u32) -> Result<TcpListener> {
+    let failed = |syscall| {
+        move |cause: std::io::Error| tcp_error(syscall, &format!("listening on {address} failed"), &cause)
+    };
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let socket = socket.map_err(failed("socket"))?;
+    // A restarted server takes its port over from connections in TIME_WAIT.
+    socket.set_reuseaddr(true).map_err(failed("setsockopt"))?;
+    socket.bind(address).map_err(failed("bind"))?;
+    socket.listen(backlog).map_err(failed("listen"))
+}
+
+/// Takes a place among the connections that are up but not accepted.
+pub(crate) fn reserve<T>(sender: mpsc::Sender<T>) -> Result<mpsc::OwnedPermit<T>> {
+    sender.try_reserve_owned().map_err(|cause| match cause {
+        TrySendError::Full(_) => Error::new(
+            ErrorCode::Resource,
+            "too many connections wait to be accepted: call accept more often, or raise maxUnaccepted",
+        ),
+        TrySendError::Closed(_) => Error::new(ErrorCode::ServerClosed, "the server is closed"),
+    })
+}

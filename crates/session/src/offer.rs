@@ -1,0 +1,258 @@
+//! The offer: one side's parameters. What can be decoded is in range; there is no offer with an impossible value.
+
+use std::fmt;
+
+use minicbor::Encoder;
+use secure_rdma_rdma::{PathMtu, Psn, Qpn};
+
+use crate::Terms;
+use crate::frame::{Fields, FrameError};
+
+/// The version of the exchange that this crate speaks; it speaks no older one.
+pub const VERSION: u32 = 1;
+
+/// The device's part, at the most, in bytes.
+pub(crate) const MAX_DEVICE_PART: usize = 1024;
+
+const BINDING_LENGTH: usize = 32;
+const MAX_SEGMENT: u64 = 1 << 30;
+const MAX_MESSAGE: u64 = (1 << 53) - 1;
+
+const KEY_VERSION: i64 = 1;
+const KEY_MIN_VERSION: i64 = 2;
+const KEY_QPN: i64 = 3;
+const KEY_PSN: i64 = 4;
+const KEY_PATH_MTU: i64 = 5;
+const KEY_RESPONDER_RESOURCES: i64 = 6;
+const KEY_INITIATOR_DEPTH: i64 = 7;
+const KEY_MAX_MESSAGE_SIZE: i64 = 8;
+const KEY_SEGMENT_SIZE: i64 = 9;
+const KEY_CREDITS: i64 = 10;
+const KEY_DEVICE_PART: i64 = 11;
+const KEY_BINDING: i64 = 12;
+
+/// One side's parameters.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// The newest version of the exchange that the side speaks, from 1.
+    pub version: u32,
+    /// The oldest, from 1 to `version`.
+    pub min_version: u32,
+    /// Its queue pair.
+    pub qpn: Qpn,
+    /// The PSN of its first request.
+    pub psn: Psn,
+    /// The largest path MTU that it takes.
+    pub path_mtu: PathMtu,
+    /// READs and atomics that it serves at once, 1 to 128.
+    pub responder_resources: u8,
+    /// READs and atomics that it wants outstanding, 1 to 128.
+    pub initiator_depth: u8,
+    /// What its upper layer states: message size 1 to 2^53−1, segment size 1 to 2^30, credits 1 to 65535.
+    pub terms: Terms,
+    /// Its device's part, at most 1024 bytes, opaque here.
+    pub device_part: Vec<u8>,
+    /// What the TLS session exported for the sender's role: an offer of another session does not have it.
+    pub binding: [u8; 32],
+}
+
+impl fmt::Debug for Offer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Offer")
+            .field("version", &self.version)
+            .field("min_version", &self.min_version)
+            .field("qpn", &self.qpn)
+            .field("path_mtu", &self.path_mtu)
+            .field("responder_resources", &self.responder_resources)
+            .field("initiator_depth", &self.initiator_depth)
+            .field("terms", &self.terms)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why an offer cannot be taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OfferError {
+    /// No version in common.
+    Version {
+        /// The peer's oldest.
+        oldest: u64,
+        /// The peer's newest.
+        newest: u64,
+    },
+    /// A value that cannot be, or is not allowed.
+    Value {
+        /// Which.
+        field: &'static str,
+        /// What it was; `None` for a secret.
+        value: Option<u64>,
+        /// What is allowed.
+        allowed: &'static str,
+    },
+    /// It is bound to another TLS session, or to the other role: replayed, relayed or reflected.
+    Binding,
+}
+
+impl fmt::Display for OfferError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Version { oldest, newest } => write!(
+                f,
+                "the offer's protocol versions {oldest} to {newest} do not meet ours, {VERSION} to {VERSION}: update the \
+                 older side"
+            ),
+            Self::Value { field, value: Some(value), allowed } => {
+                write!(f, "the offer's {field} is {value}: {allowed} is allowed")
+            }
+            Self::Value { field, value: None, allowed } => {
+                write!(f, "the offer's {field} is out of range: {allowed} is allowed")
+            }
+            Self::Binding => {
+                f.write_str("the offer is bound to another TLS session: it was replayed or relayed")
+            }
+        }
+    }
+}
+
+impl std::error::Error for OfferError {}
+
+impl From<OfferError> for FrameError {
+    fn from(cause: OfferError) -> Self {
+        Self::Offer(cause)
+    }
+}
+
+impl Offer {
+    pub(crate) const FIELDS: &'static [i64] = &[
+        KEY_VERSION,
+        KEY_MIN_VERSION,
+        KEY_QPN,
+        KEY_PSN,
+        KEY_PATH_MTU,
+        KEY_RESPONDER_RESOURCES,
+        KEY_INITIATOR_DEPTH,
+        KEY_MAX_MESSAGE_SIZE,
+        KEY_SEGMENT_SIZE,
+        KEY_CREDITS,
+        KEY_DEVICE_PART,
+        KEY_BINDING,
+    ];
+
+    /// The version that both sides speak: the newest in common.
+    #[must_use]
+    pub fn common_version(&self) -> u32 {
+        self.version.min(VERSION)
+    }
+
+    pub(crate) fn encode<W: minicbor::encode::Write>(
+        &self,
+        encoder: &mut Encoder<W>,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        encoder
+            .map(Self::FIELDS.len() as u64)?
+            .i64(KEY_VERSION)?
+            .u32(self.version)?
+            .i64(KEY_MIN_VERSION)?
+            .u32(self.min_version)?
+            .i64(KEY_QPN)?
+            .u32(self.qpn.get())?
+            .i64(KEY_PSN)?
+            .u32(self.psn.expose())?
+            .i64(KEY_PATH_MTU)?
+            .u8(self.path_mtu.code())?
+            .i64(KEY_RESPONDER_RESOURCES)?
+            .u8(self.responder_resources)?
+            .i64(KEY_INITIATOR_DEPTH)?
+            .u8(self.initiator_depth)?
+            .i64(KEY_MAX_MESSAGE_SIZE)?
+            .u64(self.terms.max_message_size)?
+            .i64(KEY_SEGMENT_SIZE)?
+            .u32(self.terms.segment_size)?
+            .i64(KEY_CREDITS)?
+            .u16(self.terms.credits)?
+            .i64(KEY_DEVICE_PART)?
+            .bytes(&self.device_part)?
+            .i64(KEY_BINDING)?
+            .bytes(&self.binding)?
+            .ok()
+    }
+
+    pub(crate) fn decode(fields: &Fields<'_>) -> Result<Self, FrameError> {
+        // Versions first: of an offer in a version that we do not speak, nothing else can be judged.
+        let newest = fields.number(KEY_VERSION, "version")?;
+        let oldest = fields.number(KEY_MIN_VERSION, "minimum version")?;
+        let version = u32::try_from(newest).ok().filter(|version| *version >= 1);
+        let version = version.ok_or(value("version", newest, "1 to 2^32-1"))?;
+        let min_version = u32::try_from(oldest).ok().filter(|oldest| (1..=version).contains(oldest));
+        let min_version = min_version.ok_or(value("minimum version", oldest, "1 to the version"))?;
+        if min_version > VERSION || version < VERSION {
+            return Err(OfferError::Version { oldest, newest }.into());
+        }
+
+        let qpn = fields.number(KEY_QPN, "QPN")?;
+        let psn = fields.number(KEY_PSN, "PSN")?;
+        let path_mtu = fields.number(KEY_PATH_MTU, "path MTU")?;
+        let device_part = fields.bytes(KEY_DEVICE_PART, "device part")?;
+        let binding = fields.bytes(KEY_BINDING, "binding")?;
+        if device_part.len() > MAX_DEVICE_PART {
+            return Err(value("device part's length", device_part.len() as u64, "at most 1024").into());
+        }
+        Ok(Self {
+            version,
+            min_version,
+            qpn: narrow(qpn).and_then(Qpn::new).ok_or(value("QPN", qpn, "2 to 0xFFFFFE"))?,
+            psn: narrow(psn).and_then(Psn::new).ok_or(OfferError::Value {
+                field: "PSN",
+                value: None,
+                allowed: "at most 24 bits",
+            })?,
+            path_mtu: narrow(path_mtu).and_then(PathMtu::from_code).ok_or(value(
+                "path MTU code",
+                path_mtu,
+                "1 to 5",
+            ))?,
+            responder_resources: depth(fields, KEY_RESPONDER_RESOURCES, "responder resources")?,
+            initiator_depth: depth(fields, KEY_INITIATOR_DEPTH, "initiator depth")?,
+            terms: Terms {
+                max_message_size: ranged(
+                    fields,
+                    KEY_MAX_MESSAGE_SIZE,
+                    "max message size",
+                    MAX_MESSAGE,
+                    "1 to 2^53-1",
+                )?,
+                segment_size: ranged(fields, KEY_SEGMENT_SIZE, "segment size", MAX_SEGMENT, "1 to 2^30")?,
+                credits: ranged(fields, KEY_CREDITS, "credits", u64::from(u16::MAX), "1 to 65535")?,
+            },
+            device_part: device_part.to_vec(),
+            binding: <[u8; BINDING_LENGTH]>::try_from(binding)
+                .map_err(|_| value("binding's length", binding.len() as u64, "32"))?,
+        })
+    }
+}
+
+fn value(field: &'static str, value: u64, allowed: &'static str) -> OfferError {
+    OfferError::Value { field, value: Some(value), allowed }
+}
+
+fn narrow<T: TryFrom<u64>>(wide: u64) -> Option<T> {
+    T::try_from(wide).ok()
+}
+
+/// From 1 to `most`.
+fn ranged<T: TryFrom<u64>>(
+    fields: &Fields<'_>,
+    key: i64,
+    name: &'static str,
+    most: u64,
+    allowed: &'static str,
+) -> Result<T, FrameError> {
+    let number = fields.number(key, name)?;
+    let inside = Some(number).filter(|number| (1..=most).contains(number)).and_then(narrow);
+    inside.ok_or_else(|| value(name, number, allowed).into())
+}
+
+fn depth(fields: &Fields<'_>, key: i64, name: &'static str) -> Result<u8, FrameError> {
+    ranged(fields, key, name, 128, "1 to 128")
+}
