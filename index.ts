@@ -2,10 +2,41 @@
  * RDMA for Node.js whose queue pairs are set up over TLS 1.3.
  *
  * The setup is authenticated and encrypted. **The data that RDMA carries is neither**: whoever is on the path can read
- * it and inject into it.
+ * it, and inject into it.
+ *
+ * ```ts
+ * import { connect, listen } from 'secure-rdma'
+ *
+ * const server = await listen({ host: '10.8.0.1', port: 7471, ca, cert, key })
+ * for await (const connection of server) {
+ *   for await (const message of connection) await connection.send(message)
+ * }
+ *
+ * const connection = await connect({ host: '10.8.0.1', port: 7471, ca, cert, key })
+ * await connection.send(Buffer.from('hello'))
+ * console.log(await connection.receive())
+ * await connection.close()
+ * ```
  *
  * @module secure-rdma
  */
 
+export { connect } from './src/connect.js'
+export { Connection } from './src/connection.js'
+export type { Closed, ConnectionStats, MessageBytes, SignalOptions } from './src/connection.js'
+export { devices } from './src/devices.js'
+export type { DeviceInfo, GidInfo, PortInfo } from './src/devices.js'
 export { RdmaError } from './src/errors.js'
 export type { RdmaErrorCode, RdmaErrorDetails, RdmaPhase } from './src/errors.js'
+export type {
+  CommonOptions,
+  ConnectOptions,
+  ListenOptions,
+  Material,
+  PoolOptions,
+  QueuePairOptions,
+} from './src/options.js'
+export type { CertificateNames, Peer } from './src/peer.js'
+export type { Address, ConnectionDevice, Handshake } from './src/report.js'
+export { listen, Server } from './src/server.js'
+export type { ServerAddress, ServerStats } from './src/server.js'

@@ -36,7 +36,7 @@ export function toRdmaError(error: NativeError, cause?: unknown): RdmaError {
 }
 
 /** Throws where native code gave an error. */
-export function unwrap<T>(result: T | NativeError): T {
-  if (isError(result)) throw toRdmaError(result)
+export function unwrap<T>(result: T | NativeError, cause?: unknown): T {
+  if (isError(result)) throw toRdmaError(result, cause)
   return result
 }

@@ -22,7 +22,7 @@ await mainOf('build-addon', async () => {
   mkdirSync(folder, { recursive: true })
   const cli = createRequire(import.meta.url).resolve('@napi-rs/cli')
   const common = ['build', '--platform', '--manifest-path', 'crates/node/Cargo.toml', '-o', folder]
-  const own = fake ? ['--features', 'fake'] : ['--release']
+  const own = fake ? ['--features', 'fake'] : ['--release', '--strip']
   const args = [...common, '--js', 'binding.cjs', '--dts', 'binding.d.cts', ...own]
   await run(process.execPath, [join(dirname(cli), 'cli.js'), ...args], { cwd: root, env: buildEnvironment() })
 })

@@ -1,18 +1,70 @@
 //! What belongs to one JavaScript environment: the main thread's, or a worker's.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
 
-use napi::bindgen_prelude::{Env, Function, Result};
+use napi::bindgen_prelude::{Either, Env, Function, Result};
 use napi::sys;
 use napi_derive::napi;
 
-use crate::bell::Tower;
+use crate::bell::{Bell, Tower, lock};
+use crate::connecting::Connecting;
+use crate::device::Listing;
+use crate::error::NativeError;
+use crate::options::{NativeConnect, NativeListen};
+use crate::server::Listening;
+
+/// How long the end of an environment waits for the ends of its connections.
+const FAREWELL: Duration = Duration::from_millis(100);
+
+/// Something that ends with its environment. No method blocks.
+pub(crate) trait Tenant: Send + Sync {
+    /// Ends it at once.
+    fn evict(&self);
+
+    /// Whether nothing of it runs any more.
+    fn is_gone(&self) -> bool;
+}
+
+/// One JavaScript environment, as other threads know it.
+pub(crate) struct House {
+    tower: Arc<Tower>,
+    tenants: Mutex<Vec<Weak<dyn Tenant>>>,
+}
+
+impl House {
+    pub(crate) fn bell(&self, id: u32) -> Bell {
+        Bell::new(Arc::clone(&self.tower), id)
+    }
+
+    /// Has `tenant` evicted at the environment's end.
+    pub(crate) fn enter(&self, tenant: Weak<dyn Tenant>) {
+        let mut tenants = lock(&self.tenants);
+        // Swept when it would grow: the cost per tenant stays constant.
+        if tenants.len() == tenants.capacity() {
+            tenants.retain(|tenant| tenant.strong_count() > 0);
+        }
+        tenants.push(tenant);
+    }
+
+    fn close(&self) {
+        self.tower.silence();
+        let tenants: Vec<_> = lock(&self.tenants).drain(..).filter_map(|tenant| tenant.upgrade()).collect();
+        for tenant in &tenants {
+            tenant.evict();
+        }
+        let deadline = Instant::now() + FAREWELL;
+        while Instant::now() < deadline && !tenants.iter().all(|tenant| tenant.is_gone()) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
 
 /// One JavaScript environment. Made once, when the module is loaded in it.
 #[napi]
 pub struct Environment {
-    tower: Arc<Tower>,
+    house: Arc<House>,
 }
 
 #[napi]
@@ -29,25 +81,26 @@ impl Environment {
             .weak::<true>()
             .max_queue_size::<0>()
             .build()?;
-        let tower = Arc::new(Tower::new(drain));
-        env.add_env_cleanup_hook(Arc::clone(&tower), |tower| {
-            // A panic must not reach Node; and there is nobody left to tell.
-            let _ = std::panic::catch_unwind(AssertUnwindSafe(|| tower.silence()));
+        let house = Arc::new(House { tower: Arc::new(Tower::new(drain)), tenants: Mutex::default() });
+        // Added after the function was made, hence run before Node takes that down.
+        env.add_env_cleanup_hook(Arc::clone(&house), |house| {
+            // A panic must not reach Node, and there is nobody left to tell.
+            let _ = std::panic::catch_unwind(AssertUnwindSafe(|| house.close()));
         })?;
-        Ok(Self { tower })
+        Ok(Self { house })
     }
 
     /// The ids of the objects that have news.
     #[napi(catch_unwind)]
     #[must_use]
     pub fn take(&self) -> Vec<u32> {
-        self.tower.drain()
+        self.house.tower.drain()
     }
 
     /// Lets the environment keep the event loop alive, or no more.
     #[napi(catch_unwind)]
     pub fn keep_alive(&self, env: Env, alive: bool) {
-        self.tower.with_drain(|drain| {
+        self.house.tower.with_drain(|drain| {
             let raw = drain.raw();
             // Neither fails on a function that lives, and while `with_drain` runs it does.
             if alive {
@@ -58,5 +111,34 @@ impl Environment {
                 unsafe { sys::napi_unref_threadsafe_function(env.raw(), raw) }
             }
         });
+    }
+
+    /// Begins to list the devices. `id` rings when the list is there.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn devices(&self, id: u32) -> Either<Listing, NativeError> {
+        value(Listing::begin(self.house.bell(id)))
+    }
+
+    /// Begins to connect. `id` rings when there is a question, or the outcome.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn connect(&self, id: u32, options: NativeConnect) -> Either<Connecting, NativeError> {
+        value(Connecting::begin(&self.house, id, options))
+    }
+
+    /// Begins to listen. `id` rings when the server is there, and then for the server's news.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn listen(&self, id: u32, options: NativeListen) -> Either<Listening, NativeError> {
+        value(Listening::begin(&self.house, id, options))
+    }
+}
+
+/// A result as a value for JavaScript.
+pub(crate) fn value<T>(result: secure_rdma_rdma::Result<T>) -> Either<T, NativeError> {
+    match result {
+        Ok(value) => Either::A(value),
+        Err(error) => Either::B(error.into()),
     }
 }

@@ -4,9 +4,26 @@
 //! TypeScript side throws as `RdmaError`. What happens on other threads rings a [`bell`]; JavaScript is called once
 //! per batch, and then asks every object that has news.
 
+mod authorize;
 mod bell;
+mod connecting;
+mod connection;
+mod device;
 mod environment;
 mod error;
+mod options;
+mod peer;
+mod process;
+mod report;
+mod server;
 
+pub use authorize::NativeQuestion;
+pub use connecting::Connecting;
+pub use connection::{NativeClosed, NativeConnection, NativeConnectionStats};
+pub use device::{Listing, NativeDevice, NativeGid, NativeLimits, NativePort};
 pub use environment::Environment;
 pub use error::{NativeError, error_codes};
+pub use options::{NativeConnect, NativeListen, NativeOptions, NativePool, NativeQueuePair};
+pub use peer::{NativeNames, NativePeer};
+pub use report::{NativeLocal, NativeReport, NativeSecrets, NativeStep, NativeTerms};
+pub use server::{Listening, NativeAddress, NativeFailure, NativeServer, NativeServerStats};

@@ -1,0 +1,221 @@
+//! A connection as JavaScript holds it.
+
+use std::sync::{Arc, Weak};
+
+use napi::bindgen_prelude::{BufferSlice, Either, Either4, Env, Null};
+use napi_derive::napi;
+use secure_rdma_connection::{CloseReason, Connection, ConnectionStats, Received};
+use secure_rdma_rdma::Result;
+
+use crate::environment::{House, Tenant, value};
+use crate::error::NativeError;
+use crate::peer::NativePeer;
+use crate::report::{NativeLocal, NativeReport, number};
+
+/// From this length on a message is handed to JavaScript as it is; below, copying it is cheaper than watching over it.
+const HAND_OVER: usize = 16 * 1024;
+
+/// The end of a connection.
+#[napi(object, object_from_js = false)]
+pub struct NativeClosed {
+    /// `closed`, `peerClosed`, `destroyed` or `error`.
+    pub reason: String,
+    /// The cause, where it was not an orderly close.
+    pub error: Option<NativeError>,
+}
+
+/// Numbers of a connection.
+#[napi(object, object_from_js = false)]
+pub struct NativeConnectionStats {
+    /// Messages given to `send`.
+    pub messages_sent: f64,
+    /// Their bytes.
+    pub bytes_sent: f64,
+    /// Whole messages that arrived.
+    pub messages_received: f64,
+    /// Their bytes.
+    pub bytes_received: f64,
+    /// Segments posted, messages and credits alike.
+    pub segments_sent: f64,
+    /// Bytes that wait to be posted.
+    pub bytes_queued: f64,
+    /// Work requests that are posted and not yet complete.
+    pub work_in_flight: f64,
+    /// Messages that wait to be read.
+    pub messages_ready: f64,
+    /// Their bytes.
+    pub bytes_ready: f64,
+    /// Segments that this side may send now.
+    pub credits_available: f64,
+    /// Segments that the peer may send now.
+    pub credits_granted: f64,
+    /// How often sending stopped for lack of credit.
+    pub waits_for_credit: f64,
+    /// How often sending stopped for lack of a send buffer.
+    pub waits_for_buffer: f64,
+    /// Zero-length WRITEs that proved an idle path.
+    pub path_probes: f64,
+}
+
+/// A connection.
+#[napi]
+pub struct NativeConnection {
+    held: Arc<Held>,
+}
+
+struct Held(Connection);
+
+impl Tenant for Held {
+    fn evict(&self) {
+        self.0.destroy(None);
+    }
+
+    fn is_gone(&self) -> bool {
+        self.0.closed().is_some()
+    }
+}
+
+impl NativeConnection {
+    /// `id` rings for its news, the first time at once.
+    pub(crate) fn new(connection: Connection, house: &House, id: u32) -> Self {
+        let bell = house.bell(id);
+        let held = Arc::new(Held(connection));
+        let tenant: Weak<Held> = Arc::downgrade(&held);
+        house.enter(tenant);
+        held.0.observe(Arc::new(move || bell.ring()));
+        Self { held }
+    }
+
+    fn connection(&self) -> &Connection {
+        &self.held.0
+    }
+}
+
+#[napi]
+impl NativeConnection {
+    /// Queues a copy of `message`; gives its id.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn send(&self, message: &[u8]) -> Either<f64, NativeError> {
+        id_value(self.connection().send(message))
+    }
+
+    /// Every id up to this one has been acknowledged by the peer's device.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn sent(&self) -> f64 {
+        number(self.connection().sent())
+    }
+
+    /// Takes back a message of which nothing has been posted; `false` when it is too late.
+    #[napi(catch_unwind)]
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an id that `send` gave")]
+    pub fn withdraw(&self, id: f64) -> bool {
+        self.connection().withdraw(id as u64)
+    }
+
+    /// The next message; `false` when there is none yet; `null` when no more will come; an error when the connection
+    /// failed.
+    ///
+    /// # Errors
+    /// When Node has no memory for the message.
+    #[napi(catch_unwind)]
+    pub fn receive(&self, env: Env) -> napi::Result<Either4<BufferSlice<'static>, bool, Null, NativeError>> {
+        Ok(match self.connection().receive() {
+            Received::Message(message) if message.len() < HAND_OVER => {
+                Either4::A(BufferSlice::copy_from(&env, message)?)
+            }
+            Received::Message(message) => Either4::A(BufferSlice::from_data(&env, message)?),
+            Received::Pending => Either4::B(false),
+            Received::End => Either4::C(Null),
+            Received::Closed(error) => Either4::D(error.into()),
+        })
+    }
+
+    /// Ends the own direction; gives an id as `send` does.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn end(&self) -> Either<f64, NativeError> {
+        id_value(self.connection().end())
+    }
+
+    /// Begins an orderly close.
+    #[napi(catch_unwind)]
+    pub fn close(&self) {
+        self.connection().close();
+    }
+
+    /// Ends the connection at once.
+    #[napi(catch_unwind)]
+    pub fn destroy(&self) {
+        self.connection().destroy(None);
+    }
+
+    /// How it ended, if it has.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn closed(&self) -> Option<NativeClosed> {
+        let closed = self.connection().closed()?;
+        let reason = match closed.reason {
+            CloseReason::Closed => "closed",
+            CloseReason::PeerClosed => "peerClosed",
+            CloseReason::Destroyed => "destroyed",
+            CloseReason::Error => "error",
+        };
+        Some(NativeClosed { reason: reason.to_owned(), error: closed.error.map(NativeError::from) })
+    }
+
+    /// Who the peer is.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn peer(&self) -> NativePeer {
+        NativePeer::from(&**self.connection().peer())
+    }
+
+    /// Device, port and GID of this side.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn local(&self) -> NativeLocal {
+        NativeLocal::from(self.connection().local())
+    }
+
+    /// How it came up.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn report(&self) -> NativeReport {
+        NativeReport::from(self.connection().report())
+    }
+
+    /// Its numbers.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn stats(&self) -> NativeConnectionStats {
+        NativeConnectionStats::from(self.connection().stats())
+    }
+}
+
+fn id_value(id: Result<u64>) -> Either<f64, NativeError> {
+    value(id.map(number))
+}
+
+impl From<ConnectionStats> for NativeConnectionStats {
+    fn from(stats: ConnectionStats) -> Self {
+        Self {
+            messages_sent: number(stats.messages_sent),
+            bytes_sent: number(stats.bytes_sent),
+            messages_received: number(stats.messages_received),
+            bytes_received: number(stats.bytes_received),
+            segments_sent: number(stats.segments_sent),
+            bytes_queued: number(stats.bytes_queued),
+            work_in_flight: number(stats.work_in_flight),
+            messages_ready: number(stats.messages_ready),
+            bytes_ready: number(stats.bytes_ready),
+            credits_available: number(stats.credits_available),
+            credits_granted: number(stats.credits_granted),
+            waits_for_credit: number(stats.waits_for_credit),
+            waits_for_buffer: number(stats.waits_for_buffer),
+            path_probes: number(stats.path_probes),
+        }
+    }
+}

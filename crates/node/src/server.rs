@@ -1,0 +1,298 @@
+//! A server as JavaScript holds it.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+
+use napi::bindgen_prelude::Either;
+use napi_derive::napi;
+use secure_rdma_connection::{Connection, Server};
+use secure_rdma_rdma::{Error, Result};
+use secure_rdma_session::{HandshakeFailed, Task};
+
+use crate::authorize::{NativeQuestion, Questions};
+use crate::bell::{Bell, lock};
+use crate::connection::NativeConnection;
+use crate::environment::{House, Tenant, value};
+use crate::error::NativeError;
+use crate::options::NativeListen;
+use crate::process::Process;
+use crate::report::number;
+
+/// Failed handshakes that wait for JavaScript to come. Beyond it the oldest are forgotten; all are counted.
+const FAILURES: usize = 256;
+
+/// An address and a port.
+#[napi(object, object_from_js = false)]
+pub struct NativeAddress {
+    /// IPv4 or IPv6.
+    pub address: String,
+    /// The TCP port.
+    pub port: u32,
+}
+
+impl From<SocketAddr> for NativeAddress {
+    fn from(address: SocketAddr) -> Self {
+        Self { address: address.ip().to_canonical().to_string(), port: address.port().into() }
+    }
+}
+
+/// A handshake that failed.
+#[napi(object, object_from_js = false)]
+pub struct NativeFailure {
+    /// Why.
+    pub error: NativeError,
+    /// Whose.
+    pub peer: NativeAddress,
+}
+
+/// Counters of a server.
+#[napi(object, object_from_js = false)]
+pub struct NativeServerStats {
+    /// TCP connections taken.
+    pub tcp_accepted: f64,
+    /// Handshakes that are under way.
+    pub pending: u32,
+    /// Connections that came up.
+    pub established: f64,
+    /// Handshakes that failed, evicted ones included.
+    pub failed: f64,
+    /// Handshakes that gave way to newcomers.
+    pub evicted: f64,
+    /// Times that accepting paused for want of descriptors or memory.
+    pub paused: f64,
+}
+
+type Failures = Arc<Mutex<VecDeque<(Error, SocketAddr)>>>;
+
+/// A server, before and after it listens.
+struct Desk {
+    bell: Bell,
+    server: OnceLock<Result<Server>>,
+    listen: OnceLock<Task>,
+    accepted: Mutex<VecDeque<Connection>>,
+    accepting: AtomicBool,
+    ended: AtomicBool,
+}
+
+impl Desk {
+    fn server(&self) -> Option<&Server> {
+        self.server.get()?.as_ref().ok()
+    }
+
+    fn close(&self) {
+        if let Some(server) = self.server() {
+            server.close();
+        }
+        self.ended.store(true, Ordering::Release);
+        // What JavaScript was not handed it will not ask for.
+        drop(std::mem::take(&mut *lock(&self.accepted)));
+    }
+}
+
+impl Tenant for Desk {
+    fn evict(&self) {
+        if let Some(task) = self.listen.get() {
+            task.abort();
+        }
+        self.close();
+    }
+
+    fn is_gone(&self) -> bool {
+        self.listen.get().is_none_or(Task::is_finished)
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        self.evict();
+    }
+}
+
+/// A server that is about to listen. Dropping it unmakes it.
+#[napi]
+pub struct Listening {
+    house: Arc<House>,
+    desk: Arc<Desk>,
+    failures: Failures,
+    questions: Questions,
+}
+
+impl Listening {
+    pub(crate) fn begin(house: &Arc<House>, id: u32, options: NativeListen) -> Result<Self> {
+        let process = Process::get()?;
+        let bell = house.bell(id);
+        let questions = Questions::new(bell.clone());
+        let failures = Failures::default();
+        let (session, device, options) =
+            options.into_parts(&questions, on_failure(&failures, bell.clone()))?;
+        let desk = Arc::new(Desk {
+            bell,
+            server: OnceLock::new(),
+            listen: OnceLock::new(),
+            accepted: Mutex::default(),
+            accepting: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+        });
+        let waiting = Arc::downgrade(&desk);
+        let task = process.runtime.spawn(async move {
+            let server = Server::listen(&process.registry, session, device, options).await;
+            if let Some(desk) = waiting.upgrade() {
+                // The only place that sets it.
+                let _ = desk.server.set(server);
+                desk.bell.ring();
+            }
+        });
+        let _ = desk.listen.set(task);
+        let tenant: Weak<Desk> = Arc::downgrade(&desk);
+        house.enter(tenant);
+        Ok(Self { house: Arc::clone(house), desk, failures, questions })
+    }
+}
+
+fn on_failure(failures: &Failures, bell: Bell) -> HandshakeFailed {
+    let failures = Arc::clone(failures);
+    Arc::new(move |error, peer| {
+        {
+            let mut failures = lock(&failures);
+            if failures.len() == FAILURES {
+                failures.pop_front();
+            }
+            failures.push_back((error.clone(), peer));
+        }
+        bell.ring();
+    })
+}
+
+#[napi]
+impl Listening {
+    /// The server, or why there is none; `null` while it is not known yet.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn take(&self) -> Option<Either<NativeServer, NativeError>> {
+        let server = self.desk.server.get()?;
+        Some(value(server.as_ref().map_err(Clone::clone).map(|_| NativeServer {
+            house: Arc::clone(&self.house),
+            desk: Arc::clone(&self.desk),
+            failures: Arc::clone(&self.failures),
+            questions: self.questions.clone(),
+        })))
+    }
+
+    /// Gives up.
+    #[napi(catch_unwind)]
+    pub fn cancel(&self) {
+        self.desk.evict();
+    }
+}
+
+/// A server that listens.
+#[napi]
+pub struct NativeServer {
+    house: Arc<House>,
+    desk: Arc<Desk>,
+    failures: Failures,
+    questions: Questions,
+}
+
+#[napi]
+impl NativeServer {
+    /// Asks for one more connection, unless one is asked for already. The server's id rings when it is there.
+    #[napi(catch_unwind)]
+    pub fn accept(&self) {
+        let Ok(process) = Process::get() else { return };
+        if self.desk.accepting.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let desk = Arc::clone(&self.desk);
+        process.runtime.spawn(async move {
+            let connection = match desk.server() {
+                Some(server) => server.accept().await,
+                None => None,
+            };
+            match connection {
+                Some(connection) => lock(&desk.accepted).push_back(connection),
+                None => desk.ended.store(true, Ordering::Release),
+            }
+            desk.accepting.store(false, Ordering::Release);
+            desk.bell.ring();
+        });
+    }
+
+    /// A connection that was accepted; `id` rings for its news from now on. `false` when there is none yet, `null`
+    /// when the server is closed.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn take(&self, id: u32) -> Option<Either<NativeConnection, bool>> {
+        // Read before the queue: what came before the end is then seen.
+        let ended = self.desk.ended.load(Ordering::Acquire);
+        match lock(&self.desk.accepted).pop_front() {
+            Some(connection) => Some(Either::A(NativeConnection::new(connection, &self.house, id))),
+            None if ended => None,
+            None => Some(Either::B(false)),
+        }
+    }
+
+    /// Handshakes that failed since the last call.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn take_failures(&self) -> Vec<NativeFailure> {
+        let failures = std::mem::take(&mut *lock(&self.failures));
+        let failure =
+            |(error, peer): (Error, SocketAddr)| NativeFailure { error: error.into(), peer: peer.into() };
+        failures.into_iter().map(failure).collect()
+    }
+
+    /// Peers that wait to be let in.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn take_questions(&self) -> Vec<NativeQuestion> {
+        self.questions.take()
+    }
+
+    /// Lets a peer in, or says why not.
+    #[napi(catch_unwind)]
+    pub fn answer(&self, ticket: u32, refusal: Option<String>) {
+        self.questions.answer(ticket, refusal);
+    }
+
+    /// The address that it listens on.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn address(&self) -> Option<NativeAddress> {
+        // As the socket has it: `::` stays `::`.
+        let address = self.desk.server()?.local_addr();
+        Some(NativeAddress { address: address.ip().to_string(), port: address.port().into() })
+    }
+
+    /// Connections that were accepted here and are not over.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn connections(&self) -> u32 {
+        let connections = self.desk.server().map_or(0, Server::connections);
+        u32::try_from(connections).unwrap_or(u32::MAX)
+    }
+
+    /// Counters.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn stats(&self) -> NativeServerStats {
+        let stats = self.desk.server().map(Server::stats).unwrap_or_default();
+        NativeServerStats {
+            tcp_accepted: number(stats.tcp_accepted),
+            pending: u32::try_from(stats.pending).unwrap_or(u32::MAX),
+            established: number(stats.established),
+            failed: number(stats.failed),
+            evicted: number(stats.evicted),
+            paused: number(stats.paused),
+        }
+    }
+
+    /// Stops accepting; connections that were handed out stay.
+    #[napi(catch_unwind)]
+    pub fn close(&self) {
+        self.desk.close();
+        self.desk.bell.ring();
+    }
+}

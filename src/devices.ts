@@ -1,0 +1,94 @@
+import type { Listing, NativeDevice } from '#binding'
+import { environment, forget, Hold, register } from './events.js'
+import { unwrap } from './native.js'
+
+/** One entry of a port's GID table. */
+export interface GidInfo {
+  /** Its index, for `gidIndex`. */
+  readonly index: number
+  /** The GID, written as an IPv6 address; on RoCE an IPv4 address stands in it as `::ffff:a.b.c.d`. */
+  readonly gid: string
+  /** How its packets are carried. */
+  readonly kind: 'RoCE v2' | 'IB/RoCE v1'
+  /** The network interface that it comes from. */
+  readonly interface?: string
+}
+
+/** One port of a device. */
+export interface PortInfo {
+  /** Its number, from 1, for `devicePort`. */
+  readonly number: number
+  /** Whether it carries packets now. */
+  readonly active: boolean
+  /** What carries its packets. */
+  readonly linkLayer: 'ethernet' | 'infiniband'
+  /** Its LID; 0 on Ethernet. */
+  readonly lid: number
+  /** The largest path MTU that it carries now, in bytes. */
+  readonly activeMtu: number
+  /** Its GIDs. */
+  readonly gids: readonly GidInfo[]
+  /** IP addresses of its network interface. */
+  readonly addresses: readonly string[]
+}
+
+/** An RDMA device of this host. */
+export interface DeviceInfo {
+  /** Its name, for `device`. */
+  readonly name: string
+  /** Which implementation stands behind it. */
+  readonly kind: 'verbs' | 'soft' | 'fake'
+  /** Why it cannot carry connections, where it cannot. */
+  readonly unusable?: string
+  /** Its ports. */
+  readonly ports: readonly PortInfo[]
+  /** What it can do at the most. */
+  readonly limits: {
+    /** Work requests per queue. */
+    readonly maxWorkRequests: number
+    /** Scatter/gather entries per work request. */
+    readonly maxSge: number
+    /** Completions per completion queue. */
+    readonly maxCompletions: number
+    /** READs and atomics of peers that it serves at once. */
+    readonly maxResponderResources: number
+    /** READs and atomics that it may have outstanding. */
+    readonly maxInitiatorDepth: number
+    /** Work requests per shared receive queue; 0 where it has none. */
+    readonly maxSharedReceives: number
+    /** The longest message of the device, in bytes. */
+    readonly maxMessage: number
+  }
+}
+
+/**
+ * Lists the RDMA devices of this host. A host without any, or without rdma-core, gives an empty list.
+ *
+ * @throws {RdmaError} `ERR_RDMA_LIBRARY` when rdma-core is there but unusable
+ */
+export function devices(): Promise<DeviceInfo[]> {
+  return new Promise((resolve, reject) => {
+    const hold = new Hold()
+    let listing: Listing
+    const id = register({
+      news() {
+        const outcome = listing.take()
+        if (outcome === null) return
+        forget(id)
+        hold.release()
+        try {
+          resolve(unwrap<NativeDevice[]>(outcome) as DeviceInfo[])
+        } catch (error) {
+          reject(error)
+        }
+      },
+    })
+    try {
+      listing = unwrap<Listing>(environment.devices(id))
+    } catch (error) {
+      forget(id)
+      hold.release()
+      throw error
+    }
+  })
+}

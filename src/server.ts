@@ -1,0 +1,261 @@
+import { channel } from 'node:diagnostics_channel'
+import { isIPv6 } from 'node:net'
+import { inspect, type InspectOptions } from 'node:util'
+import type { Listening, NativeConnection, NativeServer } from '#binding'
+import { abortError, onAbort, signalOf } from './abort.js'
+import { answerQuestions } from './authorize.js'
+import { createConnection, type Connection, type SignalOptions } from './connection.js'
+import { RdmaError } from './errors.js'
+import { environment, forget, Hold, reassign, register } from './events.js'
+import { toRdmaError, unwrap } from './native.js'
+import { checkListen, toNative, type CommonOptions, type ListenOptions } from './options.js'
+import { defer, PromiseQueue } from './waiting.js'
+
+const accepted = channel('secure-rdma:server:accepted')
+const handshakeFailed = channel('secure-rdma:server:handshake-failed')
+
+/** Where a server listens, as `address()` of node:net tells it. */
+export interface ServerAddress {
+  readonly address: string
+  readonly family: 'IPv4' | 'IPv6'
+  readonly port: number
+}
+
+/** Counters of a server, since it began. */
+export interface ServerStats {
+  /** TCP connections taken. */
+  readonly tcpAccepted: number
+  /** Handshakes that are under way. */
+  readonly pending: number
+  /** Connections that came up. */
+  readonly established: number
+  /** Handshakes that failed, evicted ones included. */
+  readonly failed: number
+  /** Handshakes that gave way to newcomers. */
+  readonly evicted: number
+  /** Times that accepting paused for want of descriptors or memory. */
+  readonly paused: number
+}
+
+/** What the constructor wants to see, so that nobody else constructs. */
+const key = Symbol('secure-rdma')
+
+let createServer: (native: NativeServer, id: number, authorize: CommonOptions['authorize']) => Server
+
+/**
+ * Listens for connections; made by {@link listen}.
+ *
+ * A handshake that fails, whatever the reason, neither rejects `accept()` nor ends the iteration: otherwise anybody
+ * with a bad certificate could stop the server. It is counted in `stats()`, and told through `node:diagnostics_channel`
+ * as `secure-rdma:server:handshake-failed` with `{ server, error, peer: { address, port } }`.
+ * `secure-rdma:server:accepted` tells `{ server, connection }`.
+ */
+export class Server implements AsyncDisposable {
+  readonly #native: NativeServer
+  readonly #id: number
+  readonly #authorize: CommonOptions['authorize']
+  readonly #hold = new Hold()
+  readonly #over = defer<undefined>()
+  readonly #accepts = new PromiseQueue<Connection | null>()
+  /** The id under which the next connection's news will come. */
+  #next: number
+  #isClosed = false
+
+  /** Fulfils when the server is closed. Never rejects. */
+  // A property of its own on purpose: see Connection.
+  readonly closed: Promise<void> = this.#over.promise
+
+  private constructor(shown: symbol, native: NativeServer, id: number, authorize: CommonOptions['authorize']) {
+    if (shown !== key) throw new TypeError('Illegal constructor: listen() makes servers')
+    this.#native = native
+    this.#id = id
+    this.#authorize = authorize
+    this.#next = reserve()
+    reassign(id, {
+      news: () => {
+        this.#news()
+      },
+    })
+    this.#news()
+  }
+
+  static {
+    createServer = (native, id, authorize) => new this(key, native, id, authorize)
+  }
+
+  /**
+   * The next connection, up and proven. Many may wait; they are served in the order of the calls. An aborted wait loses
+   * no connection: the next call gets it.
+   *
+   * @throws {RdmaError} `ERR_RDMA_SERVER_CLOSED`
+   */
+  async accept(options?: SignalOptions): Promise<Connection> {
+    const connection = await this.#accept(signalOf(options))
+    if (connection) return connection
+    throw new RdmaError('ERR_RDMA_SERVER_CLOSED', 'the server is closed and accepts no more connections')
+  }
+
+  /** All connections until the server is closed. Leaving the loop closes nothing. */
+  async *[Symbol.asyncIterator](): AsyncGenerator<Connection, undefined, undefined> {
+    let connection = await this.#accept(undefined)
+    while (connection) {
+      yield connection
+      connection = await this.#accept(undefined)
+    }
+    return undefined
+  }
+
+  /** Where it listens, with the port that the system chose; `null` when it is closed. */
+  address(): ServerAddress | null {
+    const native = this.#isClosed ? null : this.#native.address()
+    return native && { ...native, family: isIPv6(native.address) ? 'IPv6' : 'IPv4' }
+  }
+
+  /** Connections that were accepted here and are still open. */
+  get connections(): number {
+    return this.#native.connections()
+  }
+
+  /**
+   * Stops listening. Connections that were accepted stay open; handshakes that are under way, and connections that
+   * nobody accepted, are ended. Waiting `accept()` calls reject, iterations end.
+   */
+  async close(): Promise<void> {
+    if (!this.#isClosed) {
+      this.#native.close()
+      this.#finish()
+    }
+    return this.closed
+  }
+
+  /** Keeps the program running while the server listens. That is the default. */
+  ref(): this {
+    this.#hold.ref()
+    return this
+  }
+
+  /** Lets the program end although the server listens. */
+  unref(): this {
+    this.#hold.unref()
+    return this
+  }
+
+  /** Counters. */
+  stats(): ServerStats {
+    return this.#native.stats()
+  }
+
+  /** The same as {@link close}. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
+  /** Shows what is known of the server. */
+  [inspect.custom](depth: number, options: InspectOptions): string {
+    if (depth < 0) return '[Server]'
+    const shown = { address: this.address(), connections: this.connections, stats: this.stats() }
+    return `Server ${inspect(shown, { ...options, depth })}`
+  }
+
+  async #accept(signal: AbortSignal | undefined): Promise<Connection | null> {
+    if (signal?.aborted) throw abortError(signal)
+    if (this.#isClosed) return null
+    const wait = this.#accepts.add(signal)
+    this.#serve()
+    return wait
+  }
+
+  #news(): void {
+    answerQuestions(this.#native, this.#authorize)
+    for (const { error, peer } of this.#native.takeFailures()) {
+      handshakeFailed.publish({ server: this, error: toRdmaError(error), peer })
+    }
+    this.#serve()
+  }
+
+  /** Gives connections to those who wait for them. One that nobody waits for stays in native code. */
+  #serve(): void {
+    while (!this.#accepts.isEmpty) {
+      const taken = this.#native.take(this.#next)
+      if (taken === false) {
+        this.#native.accept()
+        return
+      }
+      if (taken === null) {
+        this.#finish()
+        return
+      }
+      const connection = createConnection(taken as NativeConnection, this.#next)
+      this.#next = reserve()
+      this.#accepts.resolve(connection)
+      accepted.publish({ server: this, connection })
+    }
+  }
+
+  #finish(): void {
+    this.#isClosed = true
+    this.#hold.release()
+    forget(this.#next)
+    forget(this.#id)
+    while (!this.#accepts.isEmpty) this.#accepts.resolve(null)
+    this.#over.resolve(undefined)
+  }
+}
+
+/** An id for a connection that is yet to come. */
+function reserve(): number {
+  return register({ news: () => undefined })
+}
+
+/**
+ * Listens for connections.
+ *
+ * @throws {RdmaError} `ERR_RDMA_TCP` when the address cannot be had, `ERR_RDMA_TLS_CONFIG` for certificates that cannot
+ * be used
+ * @throws {TypeError | RangeError} for an option that is unknown, missing or cannot be
+ */
+export async function listen(options: ListenOptions): Promise<Server> {
+  const { host = '::', port = 0, backlog, maxPendingHandshakes, maxUnaccepted, signal, ...rest } = checkListen(options)
+  if (signal?.aborted) throw abortError(signal)
+  const hold = new Hold()
+  try {
+    const server = await new Promise<Server>((resolve, reject) => {
+      let listening: Listening | undefined
+      const stop = onAbort(signal, (signal) => {
+        listening?.cancel()
+        forget(id)
+        reject(abortError(signal))
+      })
+      const id = register({
+        news() {
+          const outcome = listening?.take() ?? null
+          if (outcome === null) return
+          stop()
+          try {
+            resolve(createServer(unwrap<NativeServer>(outcome), id, rest.authorize))
+          } catch (error) {
+            forget(id)
+            reject(error)
+          }
+        },
+      })
+      try {
+        const limits = {
+          ...(backlog !== undefined && { backlog }),
+          ...(maxPendingHandshakes !== undefined && { maxPendingHandshakes }),
+          ...(maxUnaccepted !== undefined && { maxUnaccepted }),
+        }
+        listening = unwrap<Listening>(environment.listen(id, { host, port, ...limits, options: toNative(rest) }))
+      } catch (error) {
+        stop()
+        forget(id)
+        reject(error)
+      }
+    })
+    const stop = onAbort(signal, () => void server.close())
+    void server.closed.then(stop)
+    return server
+  } finally {
+    hold.release()
+  }
+}

@@ -1,0 +1,74 @@
+import { abortError, onAbort } from './abort.js'
+
+/** Someone who waits for one thing. */
+export interface Waiting<T> {
+  resolve(value: T): void
+  reject(error: Error): void
+}
+
+/** A promise and the two functions that settle it. */
+export interface Deferred<T> extends Waiting<T> {
+  readonly promise: Promise<T>
+}
+
+/** `Promise.withResolvers()`, which Node 20 does not have. */
+export function defer<T>(): Deferred<T> {
+  let waiting!: Waiting<T>
+  const promise = new Promise<T>((resolve, reject) => {
+    waiting = { resolve, reject }
+  })
+  return { promise, ...waiting }
+}
+
+/** Promises that are settled one after the other, in the order in which they were asked for. */
+export class PromiseQueue<T> {
+  // A set keeps the order, and an aborted wait leaves it at once wherever it stands.
+  readonly #waiting = new Set<Waiting<T>>()
+
+  get isEmpty(): boolean {
+    return this.#waiting.size === 0
+  }
+
+  get size(): number {
+    return this.#waiting.size
+  }
+
+  /** One more promise. Aborting takes it out of the queue. */
+  add(signal: AbortSignal | undefined): Promise<T> {
+    return new Promise((resolve, reject) => {
+      const waiting: Waiting<T> = {
+        resolve: (value) => {
+          stop()
+          resolve(value)
+        },
+        reject: (error) => {
+          stop()
+          reject(error)
+        },
+      }
+      const stop = onAbort(signal, (signal) => {
+        this.#waiting.delete(waiting)
+        reject(abortError(signal))
+      })
+      this.#waiting.add(waiting)
+    })
+  }
+
+  /** Settles the one that has waited longest. */
+  resolve(value: T): void {
+    this.#shift()?.resolve(value)
+  }
+
+  /** Settles the one that has waited longest. */
+  reject(error: Error): void {
+    this.#shift()?.reject(error)
+  }
+
+  #shift(): Waiting<T> | undefined {
+    for (const first of this.#waiting) {
+      this.#waiting.delete(first)
+      return first
+    }
+    return undefined
+  }
+}
