@@ -17,6 +17,7 @@ use crate::context::Domain;
 use crate::errno;
 use crate::fork::Opener;
 use crate::library::Verbs;
+use crate::listing::SharedLimits;
 
 /// Locks, whatever a panicking thread left: every critical section here leaves its data whole.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -31,8 +32,8 @@ pub(crate) struct Core {
     pub(crate) node: String,
     /// What it can do.
     pub(crate) limits: DeviceLimits,
-    /// Scatter/gather entries of a shared receive queue, at the most.
-    pub(crate) max_shared_sge: u32,
+    /// What the driver says of its shared receive queues.
+    pub(crate) shared: SharedLimits,
     /// The process that opened it.
     pub(crate) opener: Opener,
     /// Context, protection domain, completion channel.
@@ -53,7 +54,7 @@ impl Core {
         name: String,
         node: String,
         limits: DeviceLimits,
-        max_shared_sge: u32,
+        shared: SharedLimits,
         domain: Domain,
     ) -> Result<Self> {
         // SAFETY: eventfd takes two numbers.
@@ -68,7 +69,7 @@ impl Core {
             name,
             node,
             limits,
-            max_shared_sge,
+            shared,
             opener: Opener::current(),
             domain,
             bodies: Mutex::default(),

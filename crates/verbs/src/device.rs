@@ -76,9 +76,9 @@ fn open_new(name: &str) -> Result<Arc<Owner>> {
         return Err(Error::new(ErrorCode::DeviceUnsupported, format!("{name} cannot be used: {why}")));
     }
     let context = device.open()?;
-    let (limits, max_shared_sge) = listing::limits_of(&context)?;
+    let (limits, shared) = listing::limits_of(&context)?;
     let domain = Domain::make(context)?;
-    let core = Arc::new(Core::new(name.to_owned(), device.node(), limits, max_shared_sge, domain)?);
+    let core = Arc::new(Core::new(name.to_owned(), device.node(), limits, shared, domain)?);
     service::start(Arc::clone(&core))?;
     Ok(Arc::new(Owner::new(core)))
 }

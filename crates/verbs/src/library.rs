@@ -173,7 +173,7 @@ pub(crate) fn require_verbs() -> Result<&'static Verbs> {
         Loaded::Absent(why) => Err(Error::new(
             ErrorCode::Library,
             format!(
-                "libibverbs is not installed ({why}). Install rdma-core's libraries: on Debian and Ubuntu \
+                "libibverbs cannot be loaded ({why}). Install rdma-core's libraries: on Debian and Ubuntu \
                  libibverbs1, ibverbs-providers and librdmacm1; on Fedora and RHEL libibverbs and librdmacm"
             ),
         )),

@@ -1,4 +1,4 @@
-//! Shared receive queues (SRQ).
+//! Shared receive queues (SRQ). Not used on rxe: see `listing`.
 
 use std::any::Any;
 use std::ptr::{self, NonNull};
@@ -33,17 +33,22 @@ pub(crate) struct VerbsReceiveQueue(Arc<SharedQueue>);
 /// Makes a queue for `capacity` receives, or none where the device has none.
 pub(crate) fn create(owner: &Arc<Owner>, capacity: u32) -> Result<Option<Arc<dyn ReceiveQueue>>> {
     owner.check()?;
-    let most = owner.limits.max_shared_receives;
-    if most == 0 {
-        return Ok(None);
+    match owner.limits.max_shared_receives {
+        0 => Ok(None),
+        most => make(owner, capacity, most).map(Some),
     }
+}
+
+/// Makes a queue for `capacity` receives, at the most `most`.
+pub(crate) fn make(owner: &Arc<Owner>, capacity: u32, most: u32) -> Result<Arc<dyn ReceiveQueue>> {
+    owner.check()?;
     if capacity == 0 || capacity > most {
         return Err(Error::new(
             ErrorCode::InvalidArgument,
             format!("a shared receive queue of {capacity}: {} takes 1 to {most}", owner.name),
         ));
     }
-    let max_sge = owner.max_shared_sge.clamp(1, MAX_SGE);
+    let max_sge = owner.shared.max_sge.clamp(1, MAX_SGE);
     let attr = ibv_srq_attr { max_wr: capacity, max_sge, srq_limit: 0 };
     let mut init = ibv_srq_init_attr { srq_context: ptr::null_mut(), attr };
     // SAFETY: the domain is open, and `init` is a valid structure.
@@ -53,7 +58,7 @@ pub(crate) fn create(owner: &Arc<Owner>, capacity: u32) -> Result<Option<Arc<dyn
         return Err(no_queue(owner, capacity, errno));
     };
     let list = Mutex::new(ReceiveList::new(capacity, max_sge));
-    Ok(Some(Arc::new(VerbsReceiveQueue(Arc::new(SharedQueue { srq, list, owner: Arc::clone(owner) })))))
+    Ok(Arc::new(VerbsReceiveQueue(Arc::new(SharedQueue { srq, list, owner: Arc::clone(owner) }))))
 }
 
 fn no_queue(owner: &Owner, capacity: u32, errno: i32) -> Error {
@@ -103,7 +108,7 @@ impl SharedQueue {
 impl Drop for SharedQueue {
     fn drop(&mut self) {
         if self.owner.opener.is_current() {
-            // SAFETY: the queue was made by `create`, and its queue pairs, which hold it, are destroyed.
+            // SAFETY: the queue was made by `make`, and its queue pairs, which hold it, are destroyed.
             unsafe { (self.owner.verbs().ibv_destroy_srq)(self.raw()) };
         }
     }

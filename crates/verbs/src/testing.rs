@@ -1,10 +1,12 @@
 //! What tests need behind the traits: the driver without our transition table, and what it says of a queue pair.
 //! No part of the crate's promises.
 
-use rdma_sys::{ibv_qp_attr, ibv_qp_init_attr};
-use secure_rdma_rdma::{AttrMask, QpAttr, Qpn};
+use std::sync::Arc;
 
-use crate::{device, modify};
+use rdma_sys::{ibv_qp_attr, ibv_qp_init_attr};
+use secure_rdma_rdma::{AttrMask, Error, ErrorCode, QpAttr, Qpn, ReceiveQueue};
+
+use crate::{device, modify, shared};
 
 /// Calls `ibv_modify_qp` with any mask. The device must be open in this process, and the queue pair be its.
 ///
@@ -13,7 +15,23 @@ use crate::{device, modify};
 pub fn modify_unchecked(device: &str, qpn: Qpn, attr: &QpAttr, mask: AttrMask) -> Result<(), i32> {
     let owner = device::find_open(device).ok_or(libc::ENOENT)?;
     let body = owner.bodies().into_iter().find(|body| body.qpn() == qpn).ok_or(libc::ENOENT)?;
-    modify::raw(&owner, &body, attr, mask)
+    let from = body.state();
+    modify::raw(&owner, &body, attr, mask)?;
+    if let Some(to) = attr.state.filter(|_| mask.contains(AttrMask::STATE)) {
+        body.moved(from, to);
+    }
+    Ok(())
+}
+
+/// Makes a shared receive queue even where we do not use them. The device must be open in this process.
+///
+/// # Errors
+/// As [`secure_rdma_rdma::Device::create_receive_queue`]; `ERR_RDMA_DEVICE_NOT_FOUND` where it is not open.
+pub fn create_receive_queue(device: &str, capacity: u32) -> Result<Arc<dyn ReceiveQueue>, Error> {
+    let Some(owner) = device::find_open(device) else {
+        return Err(Error::new(ErrorCode::DeviceNotFound, format!("{device} is not open")));
+    };
+    shared::make(&owner, capacity, owner.shared.max_receives)
 }
 
 /// What the driver says of a queue pair.

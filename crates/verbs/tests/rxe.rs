@@ -48,7 +48,9 @@ fn devices_are_listed_with_ports_gids_and_limits() {
         "{:?}",
         rxe0.limits
     );
-    assert!(rxe0.limits.max_shared_receives > 0 && rxe0.limits.max_responder_resources >= 16);
+    assert_eq!(rxe0.limits.max_shared_receives, 0, "rxe's shared receive queues lose receives");
+    assert!(rxe0.limits.max_responder_resources >= 16);
+    assert!(Verbs.open("rxe0").unwrap().create_receive_queue(64).unwrap().is_none());
 }
 
 #[test]
@@ -123,6 +125,21 @@ fn messages_pass_both_ways_over_every_way_of_addressing() {
             );
         }
     }
+}
+
+#[test]
+#[ignore = "needs an rxe device"]
+fn without_a_connection_manager_hybrid_falls_to_verbs_and_says_so() {
+    let _alone = alone();
+    run("mv /dev/infiniband/rdma_cm /dev/infiniband/rdma_cm.away");
+    let outcome = std::panic::catch_unwind(|| {
+        let ends = connected_over(V4, Addressing::Hybrid, Sizes::default());
+        exchange(&ends);
+        ends[0].route(&ends[1], Addressing::Hybrid).description()
+    });
+    run("mv /dev/infiniband/rdma_cm.away /dev/infiniband/rdma_cm");
+    let description = outcome.unwrap();
+    assert!(description.starts_with("verbs, not hybrid") && description.contains("rdma_cm"), "{description}");
 }
 
 #[test]
@@ -210,10 +227,10 @@ fn many_queue_pairs_receive_from_a_shared_queue() {
     let sizes = Sizes { shared: Some(8), ..Sizes::default() };
     let [us, them] = connected(sizes);
     for id in 0..8 {
-        them.receive(id, id as usize * 128, 128);
+        them.receive(id, 128 * usize::try_from(id).unwrap(), 128);
     }
     let full = ReceiveRequest::new(WorkId(9), &them.region, 0, 64);
-    let error = them.shared.as_ref().unwrap().post_receive(&[full.clone()]).unwrap_err();
+    let error = them.shared.as_ref().unwrap().post_receive(std::slice::from_ref(&full)).unwrap_err();
     assert_eq!((error.posted, error.error.code()), (0, ErrorCode::QueueFull));
     let error = them.pair.post_receive(&[full]).unwrap_err();
     assert_eq!(error.error.code(), ErrorCode::InvalidArgument);
@@ -237,7 +254,7 @@ fn receives_of_a_shared_queue_survive_the_queue_pair_that_took_them() {
     let sizes = Sizes { shared: Some(4), ..Sizes::default() };
     let [us, them] = connected(sizes);
     for id in 0..4 {
-        them.receive(id, id as usize * 128, 128);
+        them.receive(id, 128 * usize::try_from(id).unwrap(), 128);
     }
     // Nobody listens any more: the completions of these three stay in the completion queue.
     let End { device, local, log, pair, region, shared } = them;
@@ -248,7 +265,7 @@ fn receives_of_a_shared_queue_survive_the_queue_pair_that_took_them() {
     us.log.successes(3);
     let queue = shared.unwrap();
     let extra = ReceiveRequest::new(WorkId(9), &region, 0, 64);
-    assert_eq!(queue.post_receive(&[extra.clone()]).unwrap_err().error.code(), ErrorCode::QueueFull);
+    assert_eq!(queue.post_receive(&[extra]).unwrap_err().error.code(), ErrorCode::QueueFull);
     drop(pair);
     // A second queue pair of the same shared queue finds all four, those three at the end.
     let log = Arc::new(Log::default());
