@@ -158,6 +158,17 @@ export function receiverNotReady(): number {
     .reduce((sum, counters) => sum + (counters['send_rnr_err'] ?? NaN) + (counters['rcvd_rnr_err'] ?? NaN), 0)
 }
 
+/** What processes have open on the devices: queue pairs, regions, protection domains and so on, by kind. */
+export function rdmaResources(): Readonly<Record<string, number>> {
+  const total: Record<string, number> = {}
+  for (const line of JSON.parse(run('rdma', '-j', 'res')) as Record<string, number | string>[]) {
+    for (const [kind, count] of Object.entries(line)) {
+      if (typeof count === 'number' && kind !== 'ifindex') total[kind] = (total[kind] ?? 0) + count
+    }
+  }
+  return total
+}
+
 /** A field of /proc/PID/status in bytes: `VmRSS`, `VmHWM`, `VmLck`, `VmPin`. */
 export function memoryOf(pid: number | 'self', field: string): number {
   const status = readFileSync(`/proc/${pid}/status`, 'utf8')
