@@ -4,7 +4,8 @@ use std::ffi::c_int;
 use std::ptr::NonNull;
 
 use rdma_sys::{
-    _compat_ibv_port_attr, ibv_comp_channel, ibv_context, ibv_device, ibv_device_attr, ibv_pd, ibv_port_attr,
+    _compat_ibv_port_attr, ibv_comp_channel, ibv_context, ibv_device, ibv_device_attr, ibv_gid_entry, ibv_pd,
+    ibv_port_attr,
 };
 use secure_rdma_rdma::{Error, ErrorCode, Result};
 
@@ -162,6 +163,19 @@ impl Context {
                 Err(errno::error(ErrorCode::DeviceOpen, &what, "ibv_query_port", errno))
             }
         }
+    }
+
+    /// The GID tables of all ports in one call, with `room` for entries; empty ones are left out. `None` where library
+    /// or kernel cannot.
+    pub(crate) fn gids(&self, room: usize) -> Option<Vec<ibv_gid_entry>> {
+        let query = library::query_gid_table()?;
+        let mut entries: Vec<ibv_gid_entry> = Vec::with_capacity(room);
+        // SAFETY: the context is open, and there is room for that many entries of that size.
+        let count = unsafe { query(self.raw(), entries.as_mut_ptr(), room, 0, size_of::<ibv_gid_entry>()) };
+        let count = usize::try_from(count).ok().filter(|count| *count <= room)?;
+        // SAFETY: the library has filled the first `count` entries.
+        unsafe { entries.set_len(count) };
+        Some(entries)
     }
 }
 

@@ -27,6 +27,14 @@ pub(crate) fn addresses() -> Vec<(String, IpAddr)> {
     found
 }
 
+/// The name of an interface by its index; none for 0 and for one that is gone.
+pub(crate) fn name(index: u32) -> Option<String> {
+    let mut name = [0; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the length that the call demands.
+    let found = unsafe { libc::if_indextoname(index, name.as_mut_ptr()) };
+    (index != 0 && !found.is_null()).then(|| crate::library::text(&name))
+}
+
 fn address(socket_address: *const libc::sockaddr) -> Option<IpAddr> {
     // SAFETY: the pointer is null or leads to an address of the list.
     let family = i32::from(unsafe { socket_address.as_ref() }?.sa_family);
@@ -52,6 +60,7 @@ mod tests {
     #[test]
     fn the_loopback_address_is_there() {
         let found = addresses();
+        assert_eq!((name(1).as_deref(), name(0), name(u32::MAX)), (Some("lo"), None, None));
         assert!(found.contains(&("lo".to_owned(), Ipv4Addr::LOCALHOST.into())), "{found:?}");
     }
 }

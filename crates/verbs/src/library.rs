@@ -10,9 +10,9 @@ use std::sync::OnceLock;
 
 use libloading::Library;
 use rdma_sys::{
-    _compat_ibv_port_attr, ibv_comp_channel, ibv_context, ibv_cq, ibv_device, ibv_device_attr, ibv_mr,
-    ibv_pd, ibv_qp, ibv_qp_attr, ibv_qp_init_attr, ibv_srq, ibv_srq_init_attr, rdma_cm_event, rdma_cm_id,
-    rdma_event_channel, rdma_port_space,
+    _compat_ibv_port_attr, ibv_comp_channel, ibv_context, ibv_cq, ibv_device, ibv_device_attr, ibv_gid_entry,
+    ibv_mr, ibv_pd, ibv_qp, ibv_qp_attr, ibv_qp_init_attr, ibv_srq, ibv_srq_init_attr, rdma_cm_event,
+    rdma_cm_id, rdma_event_channel, rdma_port_space,
 };
 use secure_rdma_rdma::{Error, ErrorCode, Result};
 
@@ -155,15 +155,34 @@ pub(crate) fn rdma_cm() -> Loaded<RdmaCm> {
     LOADED.get_or_init(|| load("librdmacm.so.1", RdmaCm::look_up)).clone()
 }
 
-/// `ibv_is_fork_initialized`, which only rdma-core 35 and newer have.
-pub(crate) fn fork_status() -> Option<c_uint> {
-    // SAFETY: the library is loaded already; this only counts it up.
+/// A function that only newer libraries have.
+///
+/// # Safety
+/// `T` is the function pointer type of that function's declaration.
+unsafe fn optional<T: Copy>(name: &str) -> Option<T> {
+    // SAFETY: the library is loaded already, for good; this only counts it up.
     let library = unsafe { Library::new("libibverbs.so.1") }.ok()?;
-    // SAFETY: the type is that of the function's declaration in verbs.h.
-    let function =
-        unsafe { library.get::<unsafe extern "C" fn() -> c_uint>("ibv_is_fork_initialized") }.ok()?;
+    // SAFETY: the caller answers for the type.
+    unsafe { library.get::<T>(name) }.ok().map(|function| *function)
+}
+
+/// `ibv_is_fork_initialized`, which rdma-core 35 and newer have.
+pub(crate) fn fork_status() -> Option<c_uint> {
+    // SAFETY: the type is that of the declaration in verbs.h.
+    let function: unsafe extern "C" fn() -> c_uint = unsafe { optional("ibv_is_fork_initialized") }?;
     // SAFETY: the function takes nothing and reads the library's own state.
     Some(unsafe { function() })
+}
+
+/// `_ibv_query_gid_table`: context, entries, how many there is room for, flags (0), size of an entry.
+pub(crate) type QueryGidTable =
+    unsafe extern "C" fn(*mut ibv_context, *mut ibv_gid_entry, usize, u32, usize) -> isize;
+
+/// `_ibv_query_gid_table`, which rdma-core 33 and newer have.
+pub(crate) fn query_gid_table() -> Option<QueryGidTable> {
+    static FOUND: OnceLock<Option<QueryGidTable>> = OnceLock::new();
+    // SAFETY: the type is that of the declaration in verbs.h.
+    *FOUND.get_or_init(|| unsafe { optional("_ibv_query_gid_table") })
 }
 
 /// The functions of libibverbs, or the error that says what to install.

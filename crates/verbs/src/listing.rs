@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use rdma_sys::{ibv_device_attr, ibv_port_attr, ibv_port_state, ibv_transport_type};
+use rdma_sys::{ibv_device_attr, ibv_gid_entry, ibv_port_attr, ibv_port_state, ibv_transport_type};
 use secure_rdma_rdma::{
-    DeviceInfo, DeviceKind, DeviceLimits, Lid, LinkLayer, PathMtu, PortInfo, PortState, Result,
+    DeviceInfo, DeviceKind, DeviceLimits, Gid, GidEntry, GidKind, Lid, LinkLayer, PathMtu, PortInfo,
+    PortState, Result,
 };
 
 use crate::context::{Context, DeviceList, ListedDevice};
@@ -60,21 +61,50 @@ fn read(
     addresses: &[(String, IpAddr)],
 ) -> Result<(Vec<PortInfo>, DeviceLimits)> {
     let attributes = context.attributes()?;
-    let mut ports = Vec::new();
-    let mut max_message = MAX_MESSAGE;
-    for number in 1..=attributes.phys_port_cnt {
-        let port = context.port(number)?;
-        max_message = max_message.min(port.max_msg_sz);
-        ports.push(describe_port(name, number, &port, addresses));
-    }
+    let ports: Vec<_> = (1..=attributes.phys_port_cnt)
+        .map(|number| Ok((number, context.port(number)?)))
+        .collect::<Result<_>>()?;
+    let max_message = ports.iter().map(|(_, port)| port.max_msg_sz).fold(MAX_MESSAGE, u32::min);
+    let room = ports.iter().map(|(_, port)| usize::try_from(port.gid_tbl_len).unwrap_or(0)).sum();
+    let table = context.gids(room);
+    let describe = |(number, port): &(u8, ibv_port_attr)| {
+        let files = sysfs::Port::new(Path::new(sysfs::DEVICES), name, *number);
+        let gids = match &table {
+            Some(table) => gids_of(*number, table),
+            // One file per entry: slow where the table is long.
+            None => files.gids(port.gid_tbl_len),
+        };
+        describe_port(*number, port, gids, files.ipoib_interfaces(), addresses)
+    };
+    let ports = ports.iter().map(describe).collect();
     Ok((ports, limits(&attributes, max_message)))
 }
 
-fn describe_port(name: &str, number: u8, port: &ibv_port_attr, addresses: &[(String, IpAddr)]) -> PortInfo {
+/// The entries of one port in the table of all. An index that a GID index cannot name is left out.
+fn gids_of(port: u8, table: &[ibv_gid_entry]) -> Vec<GidEntry> {
+    /// `IBV_GID_TYPE_ROCE_V2`.
+    const ROCE_V2: u32 = 2;
+    let of_port = table.iter().filter(|entry| entry.port_num == u32::from(port));
+    of_port
+        .filter_map(|entry| {
+            // SAFETY: both members of the union are 16 bytes.
+            let gid = Gid::new(unsafe { entry.gid.raw });
+            let kind = if entry.gid_type == ROCE_V2 { GidKind::RoceV2 } else { GidKind::InfinibandOrRoceV1 };
+            let index = u8::try_from(entry.gid_index).ok().filter(|_| !gid.is_unspecified())?;
+            Some(GidEntry { index, gid, kind, interface: interfaces::name(entry.ndev_ifindex) })
+        })
+        .collect()
+}
+
+fn describe_port(
+    number: u8,
+    port: &ibv_port_attr,
+    gids: Vec<GidEntry>,
+    ipoib: Vec<String>,
+    addresses: &[(String, IpAddr)],
+) -> PortInfo {
     let link_layer = link_layer(port.link_layer);
-    let files = sysfs::Port::new(Path::new(sysfs::DEVICES), name, number);
-    let gids = files.gids(port.gid_tbl_len);
-    let mut interfaces = files.ipoib_interfaces();
+    let mut interfaces = ipoib;
     interfaces.extend(gids.iter().filter_map(|entry| entry.interface.clone()));
     let carried = addresses.iter().filter(|(interface, _)| interfaces.contains(interface));
     PortInfo {

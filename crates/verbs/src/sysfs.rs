@@ -1,4 +1,5 @@
-//! What only sysfs tells: GID types and interfaces (`ibv_query_gid_ex` is an inline function that our bindings lack).
+//! What sysfs tells: single GIDs with type and interface, and whole tables where library or kernel is too old to tell
+//! them in one call.
 
 use std::fs;
 use std::net::Ipv6Addr;

@@ -42,6 +42,15 @@ fn devices_are_listed_with_ports_gids_and_limits() {
         port.gids.iter().find(|entry| entry.gid == Gid::from_ip("10.8.0.1".parse().unwrap())).unwrap();
     assert_eq!((entry.kind, entry.interface.is_some()), (GidKind::RoceV2, true));
     assert!(port.gids.iter().any(|entry| entry.gid == Gid::from_ip("fd08::1".parse().unwrap())));
+    for entry in &port.gids {
+        let file = |folder| {
+            let path = format!("/sys/class/infiniband/rxe0/ports/1/{folder}/{}", entry.index);
+            std::fs::read_to_string(path).unwrap().trim().to_owned()
+        };
+        assert_eq!(file("gids").parse::<std::net::Ipv6Addr>().unwrap().octets(), entry.gid.bytes());
+        assert_eq!((file("gid_attrs/types"), entry.kind), ("RoCE v2".to_owned(), GidKind::RoceV2));
+        assert_eq!(Some(file("gid_attrs/ndevs")), entry.interface);
+    }
     assert!(port.addresses.contains(&"10.8.0.1".parse().unwrap()), "{:?}", port.addresses);
     assert!(
         rxe0.limits.max_work_requests >= 1024 && rxe0.limits.max_completions >= 4096,
