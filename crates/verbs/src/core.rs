@@ -4,7 +4,7 @@
 //! the last is gone the service thread is told to end. [`Core`] is what the thread itself holds, so that it does not
 //! keep itself alive.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -41,7 +41,7 @@ pub(crate) struct Core {
     /// The queue pairs by token: the number that their completion queue and queue pair carry as their context.
     bodies: Mutex<HashMap<u64, Arc<Body>>>,
     /// Queue pairs that were dropped and that the service thread must destroy.
-    graveyard: Mutex<Vec<Arc<Body>>>,
+    graveyard: Mutex<VecDeque<Arc<Body>>>,
     next_token: AtomicU64,
     wake: OwnedFd,
     closing: AtomicBool,
@@ -127,13 +127,18 @@ impl Core {
 
     /// Hands a dropped queue pair to the service thread, and wakes it.
     pub(crate) fn bury(&self, body: Arc<Body>) {
-        lock(&self.graveyard).push(body);
+        lock(&self.graveyard).push_back(body);
         self.wake();
     }
 
-    /// What waits to be destroyed.
-    pub(crate) fn take_graves(&self) -> Vec<Arc<Body>> {
-        std::mem::take(&mut *lock(&self.graveyard))
+    /// The next one to be destroyed.
+    pub(crate) fn exhume(&self) -> Option<Arc<Body>> {
+        lock(&self.graveyard).pop_front()
+    }
+
+    /// Whether one waits to be destroyed.
+    pub(crate) fn has_graves(&self) -> bool {
+        !lock(&self.graveyard).is_empty()
     }
 
     /// The descriptor that the service thread waits on beside the device's own.

@@ -80,9 +80,8 @@ impl Service {
                 events::lost(&self.core);
             }
             self.bury();
-            // Every queue pair holds the owner, so at the end all of them have been buried.
-            if self.core.is_closing() && self.ready.is_empty() {
-                self.bury();
+            // Every queue pair holds the owner, so that at the end all of them are in the graveyard or gone.
+            if self.core.is_closing() && !self.core.has_graves() {
                 return;
             }
         }
@@ -96,7 +95,7 @@ impl Service {
             watched(if gone { -1 } else { self.core.domain.channel_fd() }),
             watched(if gone { -1 } else { self.core.domain.context().async_fd() }),
         ];
-        let timeout = match (self.ready.is_empty(), gone) {
+        let timeout = match (self.ready.is_empty() && !self.core.has_graves(), gone) {
             (false, _) => 0,
             (true, true) => -1,
             (true, false) => WATCH_MS,
@@ -168,15 +167,15 @@ impl Service {
         count < self.raw.len()
     }
 
-    /// Destroys what was dropped. The counts on the regions go when the device has let go of them.
+    /// Destroys one queue pair that was dropped: it takes milliseconds (rxe: 1 to 30), and the others' completions
+    /// come in between. The counts on its regions go when the device has let go of them.
     fn bury(&mut self) {
-        for body in self.core.take_graves() {
-            if !body.destroy(&self.core, &mut self.raw) {
-                // The device may still touch the memory: better lost than written to.
-                std::mem::forget(Arc::clone(&body));
-            }
-            self.core.remove(body.token());
+        let Some(body) = self.core.exhume() else { return };
+        if !body.destroy(&self.core, &mut self.raw) {
+            // The device may still touch the memory: better lost than written to.
+            std::mem::forget(Arc::clone(&body));
         }
+        self.core.remove(body.token());
     }
 
     /// Whether the device that was opened is no longer listed.
