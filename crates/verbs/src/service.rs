@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rdma_sys::ibv_wc;
 use secure_rdma_rdma::{Completion, Error, ErrorCode, QueuePairHandler, Result, Slice};
@@ -28,7 +29,7 @@ const TURNS: usize = 8;
 
 /// How often the thread looks whether the device is still listed. Drivers that cannot be torn from their users
 /// (rxe) report no removal: the kernel waits for us to close the device.
-const WATCH_MS: c_int = 500;
+const WATCH: Duration = Duration::from_millis(500);
 
 struct Service {
     core: Arc<Core>,
@@ -39,6 +40,17 @@ struct Service {
     retired: Vec<Slice>,
     /// What sysfs said of the device when it was opened.
     identity: Option<(u64, u64)>,
+    /// When sysfs was last asked.
+    watched: Instant,
+}
+
+/// Why the thread is awake.
+#[derive(Clone, Copy, Debug, Default)]
+struct Woken {
+    by_us: bool,
+    by_completions: bool,
+    by_events: bool,
+    broken: bool,
 }
 
 /// Starts the thread. It ends when the last [`crate::core::Owner`] is gone.
@@ -67,16 +79,21 @@ impl Service {
             batch: Vec::with_capacity(BATCH),
             retired: Vec::with_capacity(BATCH),
             identity,
+            watched: Instant::now(),
         }
     }
 
     fn run(mut self) {
         loop {
-            self.wait();
-            self.core.settle();
-            self.take_completion_events();
+            let woken = self.wait();
+            if woken.by_us {
+                self.core.settle();
+            }
+            if woken.by_completions {
+                self.take_completion_events();
+            }
             self.drain();
-            if events::dispatch(&self.core) || self.is_unlisted() {
+            if woken.broken || (woken.by_events && events::dispatch(&self.core)) || self.is_unlisted() {
                 events::lost(&self.core);
             }
             self.bury();
@@ -87,7 +104,7 @@ impl Service {
         }
     }
 
-    fn wait(&self) {
+    fn wait(&self) -> Woken {
         let watched = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         let gone = self.core.is_gone();
         let mut descriptors = [
@@ -98,14 +115,21 @@ impl Service {
         let timeout = match (self.ready.is_empty() && !self.core.has_graves(), gone) {
             (false, _) => 0,
             (true, true) => -1,
-            (true, false) => WATCH_MS,
+            (true, false) => c_int::try_from(WATCH.as_millis()).unwrap_or(c_int::MAX),
         };
         let count = descriptors.len() as libc::nfds_t;
         // SAFETY: the array has `count` entries.
         let answer = unsafe { libc::poll(descriptors.as_mut_ptr(), count, timeout) };
-        let broken = libc::POLLERR | libc::POLLHUP | libc::POLLNVAL;
-        if answer > 0 && descriptors.iter().skip(1).any(|descriptor| descriptor.revents & broken != 0) {
-            events::lost(&self.core);
+        if answer <= 0 {
+            // Nothing, or a signal.
+            return Woken::default();
+        }
+        let [us, completions, events] = descriptors.map(|descriptor| descriptor.revents);
+        Woken {
+            by_us: us != 0,
+            by_completions: completions & libc::POLLIN != 0,
+            by_events: events & libc::POLLIN != 0,
+            broken: (completions | events) & (libc::POLLERR | libc::POLLHUP | libc::POLLNVAL) != 0,
         }
     }
 
@@ -178,9 +202,13 @@ impl Service {
         self.core.remove(body.token());
     }
 
-    /// Whether the device that was opened is no longer listed.
-    fn is_unlisted(&self) -> bool {
-        self.identity.is_some() && identity(&self.core.node) != self.identity
+    /// Whether the device that was opened is no longer listed; asked now and then.
+    fn is_unlisted(&mut self) -> bool {
+        if self.identity.is_none() || self.watched.elapsed() < WATCH {
+            return false;
+        }
+        self.watched = Instant::now();
+        identity(&self.core.node) != self.identity
     }
 }
 
