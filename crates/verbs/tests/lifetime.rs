@@ -250,6 +250,29 @@ fn a_vanished_network_interface_takes_the_device_with_it() {
 
 #[test]
 #[ignore = "needs an rxe device"]
+fn no_descriptor_outlives_exec() {
+    let _alone = alone();
+    let ends = connected(Sizes::default());
+    let mut seen = 0;
+    for entry in std::fs::read_dir("/proc/self/fd").unwrap() {
+        let entry = entry.unwrap();
+        let target = std::fs::read_link(entry.path()).unwrap_or_default().to_string_lossy().into_owned();
+        if !["infiniband", "eventfd", "uverbs"].iter().any(|name| target.contains(name)) {
+            continue;
+        }
+        seen += 1;
+        let number = entry.file_name().into_string().unwrap();
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
+        let flags = i32::from_str_radix(flags, 8).unwrap();
+        assert_ne!(flags & libc::O_CLOEXEC, 0, "{target} has flags {flags:o}");
+    }
+    assert!(seen >= 6, "command, completion, asynchronous and wake-up descriptor of two devices: {seen}");
+    drop(ends);
+}
+
+#[test]
+#[ignore = "needs an rxe device"]
 fn a_forked_child_is_refused_every_call() {
     let _alone = alone();
     let [us, them] = connected(Sizes::default());

@@ -9,10 +9,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use secure_rdma_rdma::{
-    Access, Addressing, AsyncEvent, Choice, Completion, Device, DeviceWish, Devices, LocalAddress, Memory,
-    PathContext, PathMtu, Psn, QpAttr, QpState, QueuePair, QueuePairConfig, QueuePairHandler, ReceiveQueue,
-    ReceiveRequest, Region, RemoteSlice, Route, SendFlags, SendOperation, SendRequest, Slice, WcStatus,
-    WorkId, choose,
+    Access, Addressing, AsyncEvent, Choice, Completion, CompletionKind, Device, DeviceWish, Devices,
+    LocalAddress, Memory, PathContext, PathMtu, Psn, QpAttr, QpState, QueuePair, QueuePairConfig,
+    QueuePairHandler, ReceiveQueue, ReceiveRequest, Region, RemoteSlice, Route, SendFlags, SendOperation,
+    SendRequest, Slice, WcStatus, WorkId, choose,
 };
 use secure_rdma_verbs::{Verbs, testing};
 
@@ -349,4 +349,39 @@ pub fn settles(device: &str, before: [u32; 5]) -> Duration {
         std::thread::sleep(Duration::from_millis(5));
     }
     start.elapsed()
+}
+
+/// Messages of several sizes both ways, in lists, and byte for byte.
+pub fn exchange(ends: &[End; 2]) {
+    let sizes = [0_usize, 1, 7, 64, 1024, 1025, 4096, 65_536];
+    for (us, them) in [(0, 1), (1, 0)] {
+        let (from, to) = (&ends[us], &ends[them]);
+        let mut offset = 0;
+        let mut receives = Vec::new();
+        let mut sends = Vec::new();
+        for (number, size) in sizes.into_iter().enumerate() {
+            let bytes: Vec<u8> = (0..size).map(|at| (at * 7 + number + us).to_le_bytes()[0]).collect();
+            from.fill(offset, &bytes);
+            let id = WorkId(100 + number as u64);
+            receives.push(ReceiveRequest::new(id, &to.region, REGION / 2 + offset, 65_536));
+            let immediate = (number % 2 == 1).then_some(0x0102_0300 + u32::try_from(number).unwrap());
+            sends.push(from.request(number as u64, SendOperation::Send { immediate }, offset, size));
+            offset += size;
+        }
+        to.pair.post_receive(&receives).unwrap();
+        from.pair.post_send(&sends).unwrap();
+        let sent = from.log.successes(sizes.len());
+        let received = to.log.successes(sizes.len());
+        let mut offset = 0;
+        for (number, size) in sizes.into_iter().enumerate() {
+            assert_eq!((sent[number].id, sent[number].kind), (WorkId(number as u64), CompletionKind::Send));
+            let got = &received[number];
+            assert_eq!((got.id, got.kind), (WorkId(100 + number as u64), CompletionKind::Receive));
+            assert_eq!(got.byte_len as usize, size);
+            let immediate = (number % 2 == 1).then_some(0x0102_0300 + u32::try_from(number).unwrap());
+            assert_eq!(got.immediate, immediate, "host order on both sides");
+            assert_eq!(to.bytes(REGION / 2 + offset, size), from.bytes(offset, size));
+            offset += size;
+        }
+    }
 }
