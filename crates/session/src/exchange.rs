@@ -59,8 +59,8 @@ enum State {
     Resolving { peer_ready: bool },
     /// In RTR, READY is out.
     AwaitReady,
-    /// On the way to RTS.
-    MovingToRts,
+    /// On the way to RTS. The peer may be there before us.
+    MovingToRts { peer_proven: bool },
     /// In RTS.
     Proving { own: bool, peer: bool },
     /// Up.
@@ -106,13 +106,19 @@ impl Exchange {
             (State::Resolving { peer_ready: false }, Event::InRtr) => {
                 (State::AwaitReady, vec![Action::Send(Frame::Ready)])
             }
-            (State::Resolving { peer_ready: true }, Event::InRtr) => {
-                (State::MovingToRts, vec![Action::Send(Frame::Ready), Action::MoveToRts])
+            (State::Resolving { peer_ready: true }, Event::InRtr) => (
+                State::MovingToRts { peer_proven: false },
+                vec![Action::Send(Frame::Ready), Action::MoveToRts],
+            ),
+            (State::AwaitReady, Event::Frame(Frame::Ready)) => {
+                (State::MovingToRts { peer_proven: false }, vec![Action::MoveToRts])
             }
-            (State::AwaitReady, Event::Frame(Frame::Ready)) => (State::MovingToRts, vec![Action::MoveToRts]),
+            (State::MovingToRts { peer_proven: false }, Event::Frame(Frame::Proven)) => {
+                (State::MovingToRts { peer_proven: true }, vec![])
+            }
 
-            (State::MovingToRts, Event::InRts) => {
-                (State::Proving { own: false, peer: false }, vec![Action::ProvePath])
+            (State::MovingToRts { peer_proven: peer }, Event::InRts) => {
+                (State::Proving { own: false, peer }, vec![Action::ProvePath])
             }
             (State::Proving { own: false, peer: false }, Event::Frame(Frame::Proven)) => {
                 (State::Proving { own: false, peer: true }, vec![])
@@ -168,7 +174,7 @@ fn misplaced(frame: &Frame, state: &State) -> Error {
         State::AwaitOffer(_) => "its OFFER was due",
         State::Resolving { peer_ready: false } | State::AwaitReady => "its READY was due",
         State::Resolving { peer_ready: true } => "our READY was due",
-        State::MovingToRts => "we were moving to RTS",
+        State::MovingToRts { .. } => "we were moving to RTS",
         State::Proving { peer: false, .. } => "its PROVEN was due",
         State::Proving { peer: true, .. } => "our PROVEN was due",
         State::Done => "the connection was up",

@@ -41,8 +41,7 @@ async fn both_sides_come_up_in_order_and_agree() {
     assert_eq!(server.peer.names.as_ref().unwrap().dns, ["client.test"]);
     assert_eq!(c.own_certificate, s.peer_certificate);
 
-    for (host, report, up) in
-        [(&world.client_host, c, &client.upper), (&world.server_host, s, &server.upper)]
+    for (host, report, up) in [(&world.client_host, c, &client.upper), (&world.server_host, s, &server.upper)]
     {
         assert_eq!(host.states(), [QpState::Init, QpState::Rtr, QpState::Rts]);
         let secrets = report.secrets.unwrap();
@@ -57,7 +56,10 @@ async fn both_sides_come_up_in_order_and_agree() {
         assert_eq!((record.posted_in, record.proved_in), (Some(QpState::Init), Some(QpState::Rts)));
         assert_eq!(record.adopted, Some((Behaviour::default().terms, PathMtu::Bytes1024)));
     }
-    assert!(!format!("{c:?}").contains(&format!("{}", c.secrets.unwrap().own_psn.expose())), "Debug shows a PSN");
+    assert!(
+        !format!("{c:?}").contains(&format!("{}", c.secrets.unwrap().own_psn.expose())),
+        "Debug shows a PSN"
+    );
 
     client.control.close().await.unwrap();
     eventually("the server knows", || server.control.is_ended()).await;

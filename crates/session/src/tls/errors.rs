@@ -93,6 +93,14 @@ impl Suspect {
                 "does not lead to an authority in `ca`".to_owned(),
                 "add its issuer to `ca`, or have the peer send its intermediate certificates",
             ),
+            C::BadSignature if self.witness.saw_no_key() => {
+                bad_certificate(&"the peer has not shown that it has its key")
+            }
+            C::BadSignature => (
+                ErrorCode::TlsUntrusted,
+                "is not signed by the authority of its issuer's name in `ca`".to_owned(),
+                "that authority has another key: give the one that issued it, or issue the certificate anew",
+            ),
             C::NotValidForName => (
                 ErrorCode::TlsName,
                 "is for another name".to_owned(),

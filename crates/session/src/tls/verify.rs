@@ -28,6 +28,7 @@ pub(crate) struct Witness(Arc<Mutex<Shown>>);
 struct Shown {
     certificate: Option<Vec<u8>>,
     no_alpn: bool,
+    no_key: bool,
 }
 
 impl Witness {
@@ -41,6 +42,11 @@ impl Witness {
 
     pub(super) fn certificate(&self) -> Option<Vec<u8>> {
         self.shown().certificate.clone()
+    }
+
+    /// It did not prove that it has its certificate's key.
+    pub(super) fn saw_no_key(&self) -> bool {
+        self.shown().no_key
     }
 
     pub(super) fn saw_no_alpn(&self) -> bool {
@@ -185,7 +191,9 @@ impl Judge {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.trust.algorithms)
+        let verified = verify_tls13_signature(message, certificate, signed, &self.trust.algorithms);
+        self.witness.shown().no_key = verified.is_err();
+        verified
     }
 }
 

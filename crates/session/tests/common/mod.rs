@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use certs::Authority;
 use secure_rdma_rdma::Result;
-use secure_rdma_session::{ConnectConfig, Established, ListenConfig, Listener, SessionOptions, TlsOptions, connect};
+use secure_rdma_session::{
+    ConnectConfig, Established, ListenConfig, Listener, SessionOptions, TlsOptions, connect,
+};
 use stub::{StubHost, StubUpper};
 
 pub type Pair = (Established<StubUpper>, Established<StubUpper>);
@@ -35,7 +37,10 @@ impl World {
             authority,
             server_host: StubHost::new(),
             client_host: StubHost::new(),
-            options: SessionOptions { handshake_timeout: Duration::from_secs(5), ..SessionOptions::default() },
+            options: SessionOptions {
+                handshake_timeout: Duration::from_secs(5),
+                ..SessionOptions::default()
+            },
         }
     }
 
@@ -63,13 +68,16 @@ impl World {
     /// A connection: client, server.
     pub async fn pair(&self) -> Pair {
         let listener = self.listen().await;
-        let (client, server) = tokio::join!(self.connect(listener.local_addr().port()), listener.accept());
-        (client.unwrap(), server.unwrap())
+        let client = self.connect(listener.local_addr().port()).await.unwrap();
+        (client, listener.accept().await.unwrap())
     }
 
     /// Waits until neither side has a queue pair.
     pub async fn gone(&self) {
-        eventually("every queue pair is gone", || self.server_host.live() == 0 && self.client_host.live() == 0).await;
+        eventually("every queue pair is gone", || {
+            self.server_host.live() == 0 && self.client_host.live() == 0
+        })
+        .await;
     }
 }
 

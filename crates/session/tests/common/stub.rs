@@ -7,9 +7,10 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use secure_rdma_rdma::{
-    Access, AddressVector, Addressing, Device, DeviceKind, DeviceLimits, Error, ErrorCode, Establish, Gid, GlobalRoute,
-    Lid, LinkLayer, LocalAddress, Memory, PathContext, PathMtu, PostError, QpAttr, QpState, Qpn, QueuePair,
-    QueuePairConfig, ReceiveQueue, ReceiveRequest, Region, Result, Route, SendRequest, WcStatus, transition,
+    Access, AddressVector, Addressing, Device, DeviceKind, DeviceLimits, Error, ErrorCode, Establish, Gid,
+    GlobalRoute, Lid, LinkLayer, LocalAddress, Memory, PathContext, PathMtu, PostError, QpAttr, QpState, Qpn,
+    QueuePair, QueuePairConfig, ReceiveQueue, ReceiveRequest, Region, Result, Route, SendRequest, WcStatus,
+    transition,
 };
 use secure_rdma_session::{Host, Prepared, Terms, TlsAddresses, UpperLayer};
 
