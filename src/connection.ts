@@ -66,7 +66,7 @@ export type MessageBytes = ArrayBufferView | ArrayBufferLike
 /** What the constructor wants to see, so that nobody else constructs. */
 const key = Symbol('secure-rdma')
 
-/** Makes what users see of a connection whose news come under `id`. */
+/** Makes what users see of a connection whose news come under `id`. @internal */
 export let createConnection: (native: NativeConnection, id: number) => Connection
 
 /**
@@ -78,7 +78,7 @@ export let createConnection: (native: NativeConnection, id: number) => Connectio
 export class Connection implements AsyncDisposable {
   readonly #native: NativeConnection
   readonly #id: number
-  readonly #hold = new Hold()
+  readonly #hold: Hold
   readonly #sends = new Map<number, Waiting<void>>()
   readonly #receives = new PromiseQueue<Buffer | null>()
   readonly #over = defer<Closed>()
@@ -95,6 +95,7 @@ export class Connection implements AsyncDisposable {
   private constructor(shown: symbol, native: NativeConnection, id: number) {
     if (shown !== key) throw new TypeError('Illegal constructor: connect() and server.accept() make connections')
     this.#native = native
+    this.#hold = new Hold()
     this.#id = id
     reassign(id, {
       news: () => {

@@ -186,7 +186,7 @@ const pool: Checks<PoolOptions> = {
 
 const pathMtu = oneOf('256', '512', '1024', '2048', '4096')
 
-/** The common options as they are after the check. */
+/** The common options as they are after the check. @internal */
 interface Normal {
   ca: Uint8Array[]
   pins: string[]
@@ -326,7 +326,7 @@ const foreign: Readonly<Record<string, string>> = {
   enableTrace: 'use keyLogFile and a packet capture',
 }
 
-/** The options of a connect that were checked. */
+/** The options of a connect, checked. @internal */
 export function checkConnect(options: unknown): Checked<NormalConnect> & { port: number } {
   const checked = members<NormalConnect>(options, 'options', connectTable, {
     ...foreign,
@@ -339,7 +339,7 @@ export function checkConnect(options: unknown): Checked<NormalConnect> & { port:
   return { ...checked, port }
 }
 
-/** The options of a listen that were checked. */
+/** The options of a listen, checked. @internal */
 export function checkListen(options: unknown): Checked<NormalListen> {
   const checked = members<NormalListen>(options, 'options', listenTable, {
     ...foreign,
@@ -366,7 +366,7 @@ function requirePair({ cert, key }: Checked<Normal>): void {
   }
 }
 
-/** As native code takes them. */
+/** As native code takes them. @internal */
 export function toNative(options: Checked<Normal> & { requestCert?: boolean; servername?: string }): NativeOptions {
   const { ca = [], pins = [], cert = [], crl = [], allowedPeerAddresses = [], authorize, ...rest } = options
   const { exposeSecrets = false, pool, queuePair, ...plain } = rest

@@ -40,7 +40,7 @@ export interface Peer {
   readonly keyExchange: string
 }
 
-/** Makes what users see of a certificate's names. */
+/** Makes what users see of a certificate's names. @internal */
 export function toNames(native: NativeNames): CertificateNames {
   const { subject, issuer, commonName, dns, ip, uri, notBefore, notAfter } = native
   return {
@@ -55,7 +55,7 @@ export function toNames(native: NativeNames): CertificateNames {
   }
 }
 
-/** Makes what users see of a peer. */
+/** Makes what users see of a peer. @internal */
 export function toPeer(native: NativePeer): Peer {
   const { address, port, names, spkiSha256, certificates, tlsVersion, cipherSuite, keyExchange } = native
   const peer = {

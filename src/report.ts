@@ -91,12 +91,12 @@ export interface Handshake {
   readonly secrets?: { readonly ownPsn: number; readonly peerPsn: number }
 }
 
-/** Makes what users see of the local address. */
+/** Makes what users see of the local address. @internal */
 export function toDevice(native: NativeLocal): ConnectionDevice {
   return native as ConnectionDevice
 }
 
-/** Makes what users see of a report. */
+/** Makes what users see of a report. @internal */
 export function toHandshake(native: NativeReport): Handshake {
   const { ownCertificate, peerCertificate, secrets, ...rest } = native
   const handshake = {

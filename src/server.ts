@@ -54,7 +54,7 @@ export class Server implements AsyncDisposable {
   readonly #native: NativeServer
   readonly #id: number
   readonly #authorize: CommonOptions['authorize']
-  readonly #hold = new Hold()
+  readonly #hold: Hold
   readonly #over = defer<undefined>()
   readonly #accepts = new PromiseQueue<Connection | null>()
   /** The id under which the next connection's news will come. */
@@ -68,6 +68,7 @@ export class Server implements AsyncDisposable {
   private constructor(shown: symbol, native: NativeServer, id: number, authorize: CommonOptions['authorize']) {
     if (shown !== key) throw new TypeError('Illegal constructor: listen() makes servers')
     this.#native = native
+    this.#hold = new Hold()
     this.#id = id
     this.#authorize = authorize
     this.#next = reserve()

@@ -6,7 +6,7 @@
 
 import { mkdirSync } from 'node:fs'
 import { createRequire } from 'node:module'
-import { dirname, join } from 'node:path'
+import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { mainOf, run } from './process.mjs'
 import { buildEnvironment } from './system-packages.mjs'
@@ -16,13 +16,15 @@ const root = dirname(dirname(fileURLToPath(import.meta.url)))
 /** Where `--fake` puts the test build. Loaded instead of the published one by NAPI_RS_NATIVE_LIBRARY_PATH. */
 export const FAKE_BUILD = 'build/fake'
 
-await mainOf('build-addon', async () => {
-  const fake = process.argv.includes('--fake')
-  const folder = join(root, fake ? FAKE_BUILD : '.')
-  mkdirSync(folder, { recursive: true })
-  const cli = createRequire(import.meta.url).resolve('@napi-rs/cli')
-  const common = ['build', '--platform', '--manifest-path', 'crates/node/Cargo.toml', '-o', folder]
-  const own = fake ? ['--features', 'fake'] : ['--release', '--strip']
-  const args = [...common, '--js', 'binding.cjs', '--dts', 'binding.d.cts', ...own]
-  await run(process.execPath, [join(dirname(cli), 'cli.js'), ...args], { cwd: root, env: buildEnvironment() })
-})
+if (process.argv[1] && resolve(process.argv[1]) === fileURLToPath(import.meta.url)) {
+  await mainOf('build-addon', async () => {
+    const fake = process.argv.includes('--fake')
+    const folder = join(root, fake ? FAKE_BUILD : '.')
+    mkdirSync(folder, { recursive: true })
+    const cli = createRequire(import.meta.url).resolve('@napi-rs/cli')
+    const common = ['build', '--platform', '--manifest-path', 'crates/node/Cargo.toml', '-o', folder]
+    const own = fake ? ['--features', 'fake'] : ['--release', '--strip']
+    const args = [...common, '--js', 'binding.cjs', '--dts', 'binding.d.cts', ...own]
+    await run(process.execPath, [join(dirname(cli), 'cli.js'), ...args], { cwd: root, env: buildEnvironment() })
+  })
+}

@@ -1,0 +1,94 @@
+// @ts-check
+// Runs cargo's and ava's tests, shows what they say, and counts.
+
+import { createRequire } from 'node:module'
+import { dirname, join } from 'node:path'
+import { runLines } from './lines.mjs'
+
+/** What a runner counted. `onDevice` are those of `passed` that ran on the device that was asked for. */
+export class Counts {
+  passed = 0
+  failed = 0
+  skipped = 0
+  onDevice = 0
+
+  /** @param {Partial<Counts>} other */
+  add(other) {
+    this.passed += other.passed ?? 0
+    this.failed += other.failed ?? 0
+    this.skipped += other.skipped ?? 0
+    this.onDevice += other.onDevice ?? 0
+    return this
+  }
+
+  toString() {
+    const skipped = this.skipped > 0 ? `, ${this.skipped} skipped` : ''
+    return `${this.passed} passed, ${this.failed} failed${skipped}`
+  }
+}
+
+/** Runs something that speaks as Rust's test harness does: `cargo test`, or a test executable. */
+export class RustTests {
+  counts = new Counts()
+
+  /**
+   * @param {string} command
+   * @param {string[]} args
+   * @param {NodeJS.ProcessEnv} env
+   * @returns {Promise<number>} the exit status
+   */
+  async run(command, args, env) {
+    const status = await runLines(command, args, { env }, (line) => {
+      console.log(line)
+      const closing = /^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored/.exec(line)
+      if (closing) {
+        const [passed, failed, skipped] = closing.slice(1).map(Number)
+        this.counts.add({ passed, failed, skipped })
+      }
+    })
+    return status
+  }
+}
+
+/** Titles of tests on a device begin with it: `[rxe ipv4 hybrid] …`. */
+const ON_DEVICE = /(?:^| › )\[(\w+)[^\]]*\]/
+
+/** Runs ava, with one line per test and the details of failures. */
+export class Ava {
+  counts = new Counts()
+
+  /** @param {string} root the repository */
+  constructor(root) {
+    this.root = root
+    const manifest = createRequire(join(root, 'package.json')).resolve('ava')
+    this.cli = join(dirname(manifest), 'cli.mjs')
+  }
+
+  /**
+   * @param {string[]} args
+   * @param {NodeJS.ProcessEnv} env
+   * @returns {Promise<number>} the exit status
+   */
+  async run(args, env) {
+    const device = env.SECURE_RDMA_TEST_DEVICE
+    const status = await runLines(process.execPath, [this.cli, '--tap', ...args], { cwd: this.root, env }, (line) => {
+      const [, not, title, directive] = /^(not )?ok \d+ - (.*?)(?: # (SKIP|TODO).*)?$/.exec(line) ?? []
+      if (title === undefined) {
+        // The plan and the totals are said again below, in plain words.
+        if (!/^(TAP version|1\.\.\d|# tests|# pass|# fail|# skip|\s*$)/.test(line)) console.log(line)
+        return
+      }
+      if (directive) this.counts.skipped++
+      else if (not) this.counts.failed++
+      else {
+        this.counts.passed++
+        if (device && ON_DEVICE.exec(title)?.[1] === device) this.counts.onDevice++
+      }
+      console.log(`  ${directive ? '-' : not ? '✘' : '✔'} ${title}`)
+    })
+    // A file that crashed may have no test that failed.
+    if (status !== 0 && this.counts.failed === 0) this.counts.failed = 1
+    console.log(`ava: ${this.counts}`)
+    return status
+  }
+}

@@ -1,0 +1,205 @@
+#!/usr/bin/env node
+// @ts-check
+// Tests everything, from a fresh clone on: set-up, checks, Rust, TypeScript, packages, and all of it on real rxe devices.
+// CLI: node tools/test.mjs [--only=STEP,...] [--skip=STEP,...]
+
+import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs'
+import { join } from 'node:path'
+import { parseArgs } from 'node:util'
+import { FAKE_BUILD } from './build-addon.mjs'
+import { Ava, Counts, RustTests } from './counts.mjs'
+import { runLines } from './lines.mjs'
+import { ProcessError, capture, mainOf, run, runForStatus } from './process.mjs'
+import { ROOT, setUp } from './set-up.mjs'
+import { buildEnvironment } from './system-packages.mjs'
+
+const env = buildEnvironment()
+const node = process.execPath
+const bin = (/** @type {string} */ name) => join(ROOT, 'node_modules/.bin', name)
+const fakeAddon = () => join(ROOT, FAKE_BUILD, `secure-rdma.${process.platform}-${process.arch}-gnu.node`)
+
+/** What ran, for the summary. */
+const rust = new Counts()
+const ava = new Counts()
+const fake = new Counts()
+const guest = { rust: new Counts(), ava: new Counts() }
+
+/**
+ * @typedef {object} Step
+ * @property {string} title
+ * @property {() => Promise<unknown>} work rejects when the step failed
+ * @property {boolean} [vital] without it nothing that follows makes sense
+ */
+
+/** In the order in which they run. @type {Record<string, Step>} */
+const STEPS = {
+  'set-up': {
+    title: 'Set-up: system packages, npm packages, addon, TypeScript',
+    vital: true,
+    work: () =>
+      setUp(
+        ['addon', 'typescript', 'examples', 'tests'],
+        selected('soft-roce') ? ['build', 'test', 'guest'] : ['build', 'test'],
+      ),
+  },
+  format: {
+    title: 'Format: prettier, rustfmt',
+    work: () => all([bin('prettier'), '--check', '.'], ['cargo', 'fmt', '--all', '--check']),
+  },
+  lint: {
+    title: 'Lint: types, eslint, import table, clippy',
+    work: () =>
+      all(
+        [bin('tsc'), '--project', 'tsconfig.json'],
+        [bin('eslint'), '--max-warnings', '0', '.'],
+        [node, 'tools/check-imports.mjs'],
+        ['cargo', 'clippy', '--locked', '--workspace', '--all-targets', '--', '-D', 'warnings'],
+        ['cargo', 'clippy', '--locked', '-p', 'secure-rdma-node', '--features', 'fake', '--', '-D', 'warnings'],
+      ),
+  },
+  rust: {
+    title: 'Rust: cargo test',
+    async work() {
+      const tests = new RustTests()
+      const status = await tests.run('cargo', ['test', '--locked', '--workspace', '--no-fail-fast'], env)
+      rust.add(tests.counts)
+      expectSuccess('cargo test', status)
+    },
+  },
+  ava: {
+    title: 'TypeScript: ava on this host, device tests on no device',
+    work: () => runAva(ava, {}),
+  },
+  fake: {
+    title: 'TypeScript: ava on in-memory devices (a test build of the addon; no device test counts as one)',
+    async work() {
+      await run(node, ['tools/build-addon.mjs', '--fake'], { cwd: ROOT, env })
+      await runAva(fake, { SECURE_RDMA_TEST_DEVICE: 'fake', NAPI_RS_NATIVE_LIBRARY_PATH: fakeAddon() })
+    },
+  },
+  pack: {
+    title: 'Packages: publint, attw, install of the tarballs in an empty folder',
+    work: () => run(node, ['tools/test-pack.mjs'], { cwd: ROOT, env }),
+  },
+  'soft-roce': {
+    title: 'Soft-RoCE: Rust device tests and ava in a guest with two real rxe devices',
+    work: testInGuest,
+  },
+}
+
+/** @param {Counts} counts @param {NodeJS.ProcessEnv} extra */
+async function runAva(counts, extra) {
+  const runner = new Ava(ROOT)
+  const status = await runner.run([], { ...env, ...extra })
+  counts.add(runner.counts)
+  expectSuccess('ava', status)
+}
+
+async function testInGuest() {
+  const results = join(ROOT, 'build/soft-roce')
+  rmSync(results, { recursive: true, force: true })
+  mkdirSync(results, { recursive: true })
+  const resultFile = join(results, 'result.json')
+  const executables = await deviceTests()
+  if (executables.length === 0) throw new ProcessError('no Rust test asks for a device', 1)
+  const command = [node, join(ROOT, 'tools/guest-suite.mjs'), resultFile, ...executables]
+  const options = ['--share', results, '--timeout', '2400', '--memory', '4096']
+  const status = await runForStatus(node, ['tools/soft-roce/run.mjs', ...options, '--', ...command], { cwd: ROOT, env })
+  if (existsSync(resultFile)) {
+    const result = JSON.parse(readFileSync(resultFile, 'utf8'))
+    guest.rust.add(result.rust)
+    guest.ava.add(result.ava)
+  }
+  expectSuccess('the guest', status)
+  if (guest.ava.onDevice === 0) throw new ProcessError('not one ava test ran on an rxe device', 1)
+}
+
+/** Builds all Rust tests, and gives the executables in which some are only for a device. */
+async function deviceTests() {
+  /** @type {string[]} */
+  const executables = []
+  const args = ['test', '--locked', '--workspace', '--no-run', '--message-format=json-render-diagnostics']
+  const status = await runLines('cargo', args, { cwd: ROOT, env }, (line) => {
+    const message = JSON.parse(line)
+    if (message.executable && message.profile?.test) executables.push(message.executable)
+  })
+  expectSuccess('cargo test --no-run', status)
+  return executables.filter((executable) => / test$/m.test(list(executable)))
+}
+
+/** @param {string} executable */
+const list = (executable) =>
+  capture(executable, ['--list', '--ignored', '--format=terse'], { quiet: true })
+    .toString()
+    .replaceAll(/: test$/gm, ' test')
+
+/** @param {string[][]} commands all of them run, also when one fails */
+async function all(...commands) {
+  let failed = 0
+  for (const [command, ...args] of commands) {
+    const status = await runForStatus(command, args, { cwd: ROOT, env })
+    failed ||= status
+  }
+  expectSuccess('one of the commands', failed)
+}
+
+/** @param {string} what @param {number} status */
+function expectSuccess(what, status) {
+  if (status !== 0) throw new ProcessError(`${what} ended with exit status ${status}`, 1)
+}
+
+const { values: chosen } = parseArgs({ options: { only: { type: 'string' }, skip: { type: 'string' } } })
+const only = chosen.only?.split(',')
+const skip = chosen.skip?.split(',') ?? []
+
+/** @param {string} name */
+function selected(name) {
+  // The rest stands on the set-up, which is quick where there is nothing to do.
+  return !skip.includes(name) && (only === undefined || only.includes(name) || name === 'set-up')
+}
+
+/** @param {string} text */
+const heading = (text) => console.log(`\n=== ${text} ${'='.repeat(Math.max(0, 110 - text.length))}`)
+
+await mainOf('test', async () => {
+  const unknown = [...(only ?? []), ...skip].find((name) => !Object.hasOwn(STEPS, name))
+  if (unknown) throw new ProcessError(`no step ${unknown}: the steps are ${Object.keys(STEPS).join(', ')}`, 1)
+
+  /** @type {string[]} */
+  const lines = []
+  let failures = 0
+  for (const [name, step] of Object.entries(STEPS)) {
+    if (!selected(name)) {
+      lines.push(`  -  ${name}: left out`)
+      continue
+    }
+    heading(step.title)
+    const began = performance.now()
+    let why = ''
+    try {
+      await step.work()
+    } catch (error) {
+      why = error instanceof ProcessError ? error.message : String(error instanceof Error ? error.stack : error)
+      failures++
+    }
+    const seconds = `${((performance.now() - began) / 1000).toFixed(1)} s`
+    console.log(why ? `--- ${name} FAILED after ${seconds}: ${why}` : `--- ${name}: ${seconds}`)
+    lines.push(why ? `  ✘  ${name}: ${seconds}: ${why}` : `  ✔  ${name}: ${seconds}`)
+    if (why && step.vital) break
+  }
+
+  heading('Summary')
+  console.log(lines.join('\n'))
+  if (selected('rust')) console.log(`Rust on this host: ${rust} (skipped: those that need a device)`)
+  if (selected('ava')) console.log(`ava on this host, no device: ${ava}`)
+  if (selected('fake')) console.log(`ava on in-memory devices: ${fake}`)
+  if (selected('soft-roce')) {
+    console.log(`Rust device tests in the guest: ${guest.rust}`)
+    console.log(`ava in the guest: ${guest.ava}; ${guest.ava.onDevice} of them ran on a real rxe device`)
+  } else {
+    console.log('NO TEST RAN ON AN RDMA DEVICE: the soft-roce step was left out')
+  }
+  const total = new Counts().add(ava).add(fake).add(guest.ava)
+  console.log(`${total.passed} passed, ${total.failed} failed`)
+  if (failures > 0) process.exitCode = 1
+})
