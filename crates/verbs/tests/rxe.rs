@@ -239,7 +239,8 @@ fn counts_are_back_soon_after_queue_pairs_are_dropped() {
         drop((us, them));
         longest = longest.max(settles("rxe0", before[0])).max(settles("rxe1", before[1]));
     }
-    assert!(longest < Duration::from_secs(2), "{longest:?}");
+    // Milliseconds; an emulated guest on a busy host has taken 2 s.
+    assert!(longest < Duration::from_secs(10), "{longest:?}");
 }
 
 #[test]
