@@ -18,9 +18,13 @@ export const ends = [
 /** Whether this is the guest of tools/soft-roce, where tests may do as they please. */
 export const inGuest = process.env['SECURE_RDMA_GUEST'] === '1'
 
+/** Where the system's own commands are. `npm` and `npx` put node_modules/.bin first, and that has an `nft` of its own. */
+const PATH = '/usr/sbin:/usr/bin:/sbin:/bin'
+
 /** A command that tells something; its stdout. */
 function run(command: string, ...args: string[]): string {
-  return execFileSync(command, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] })
+  const env = { ...process.env, PATH }
+  return execFileSync(command, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'], env })
 }
 
 /** A running tcpdump. */
