@@ -65,9 +65,11 @@ function asked(): TestDevice | undefined {
 export type DeviceTest = (t: ExecutionContext, place: Place) => void | Promise<void>
 
 function register(title: string, which: readonly Place[], implementation: DeviceTest): void {
+  // The guest's wire, filters and counters are one for all: there tests run one at a time.
+  const add = testDevice === 'rxe' ? test.serial : test
   if (which.length === 0) test.skip(`[no device] ${title}`, () => undefined)
   for (const place of which) {
-    test(`[${place.name}] ${title}`, async (t) => {
+    add(`[${place.name}] ${title}`, async (t) => {
       await assertDevices(place)
       await implementation(t, place)
     })
@@ -92,6 +94,11 @@ export function deviceTest(title: string, implementation: DeviceTest): void {
 /** A test that needs a device and runs at every place: IPv4 and IPv6, each way of addressing. */
 export function everywhere(title: string, implementation: DeviceTest): void {
   register(title, places, implementation)
+}
+
+/** A test between processes, at every place; in-memory devices reach no other process. */
+export function betweenProcesses(title: string, implementation: DeviceTest): void {
+  register(title, testDevice === 'rxe' ? places : [], implementation)
 }
 
 /** A test that needs the guest's real devices: it captures, filters, or looks at their counters. */
