@@ -51,7 +51,7 @@ export class Authority {
   }
 
   static async make(name = 'CN=Test Authority'): Promise<Authority> {
-    const keys = (await webcrypto.subtle.generateKey(ALGORITHM, true, ['sign', 'verify']))
+    const keys = await webcrypto.subtle.generateKey(ALGORITHM, true, ['sign', 'verify'])
     const certificate = await x509.X509CertificateGenerator.createSelfSigned({
       serialNumber: serial(),
       name,
@@ -77,7 +77,7 @@ export class Authority {
   async issue(wish: Wish = {}): Promise<Identity> {
     const { name = 'CN=peer.test', dns = ['peer.test', 'localhost'], ip = ADDRESSES } = wish
     const { usages = [x509.ExtendedKeyUsage.serverAuth, x509.ExtendedKeyUsage.clientAuth] } = wish
-    const keys = (await webcrypto.subtle.generateKey(ALGORITHM, true, ['sign', 'verify']))
+    const keys = await webcrypto.subtle.generateKey(ALGORITHM, true, ['sign', 'verify'])
     const certificate = await x509.X509CertificateGenerator.create({
       serialNumber: serial(),
       subject: name,

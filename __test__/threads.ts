@@ -88,8 +88,10 @@ rxeTest('ends of processes in flight keep their exit code', async (t, place) => 
       })`
     const accepting = server.accept()
     const running = promisify(execFile)(process.execPath, ['-e', program])
-    const accepted = await accepting
-    const outcome = (await running.catch((error: unknown) => error)) as { code: unknown; signal: unknown }
+    const ending = running.catch((error: unknown) => error) as Promise<{ code: unknown; signal: unknown }>
+    const accepted = await Promise.race([accepting, ending])
+    if (!('closed' in accepted)) throw new Error('the program ended before it was connected', { cause: accepted })
+    const outcome = await ending
     t.is(outcome.signal ?? outcome.code, expected, end)
     t.is((await accepted.closed).reason, 'error', end)
   }

@@ -1,5 +1,6 @@
 import { channel } from 'node:diagnostics_channel'
 import { isIPv6 } from 'node:net'
+import { constants } from 'node:os'
 import { inspect, type InspectOptions } from 'node:util'
 import type { Listening, NativeConnection, NativeServer } from '#binding'
 import { abortError, onAbort, signalOf } from './abort.js'
@@ -216,42 +217,14 @@ function reserve(): number {
  * @throws {TypeError | RangeError} for an option that is unknown, missing or cannot be
  */
 export async function listen(options: ListenOptions): Promise<Server> {
-  const { host = '::', port = 0, backlog, maxPendingHandshakes, maxUnaccepted, signal, ...rest } = checkListen(options)
+  const checked = checkListen(options)
+  const { host, signal } = checked
   if (signal?.aborted) throw abortError(signal)
   const hold = new Hold()
   try {
-    const server = await new Promise<Server>((resolve, reject) => {
-      let listening: Listening | undefined
-      const stop = onAbort(signal, (signal) => {
-        listening?.cancel()
-        forget(id)
-        reject(abortError(signal))
-      })
-      const id = register({
-        news() {
-          const outcome = listening?.take() ?? null
-          if (outcome === null) return
-          stop()
-          try {
-            resolve(createServer(unwrap<NativeServer>(outcome), id, rest.authorize))
-          } catch (error) {
-            forget(id)
-            reject(error)
-          }
-        },
-      })
-      try {
-        const limits = {
-          ...(backlog !== undefined && { backlog }),
-          ...(maxPendingHandshakes !== undefined && { maxPendingHandshakes }),
-          ...(maxUnaccepted !== undefined && { maxUnaccepted }),
-        }
-        listening = unwrap<Listening>(environment.listen(id, { host, port, ...limits, options: toNative(rest) }))
-      } catch (error) {
-        stop()
-        forget(id)
-        reject(error)
-      }
+    const server = await begin(checked, host ?? '::').catch((error: unknown) => {
+      if (host === undefined && hasNoIPv6(error)) return begin(checked, '0.0.0.0')
+      throw error
     })
     const stop = onAbort(signal, () => void server.close())
     void server.closed.then(stop)
@@ -259,4 +232,50 @@ export async function listen(options: ListenOptions): Promise<Server> {
   } finally {
     hold.release()
   }
+}
+
+/** Whether it failed because this host has IPv6 turned off: node:net then listens on IPv4 alone, and so do we. */
+function hasNoIPv6(error: unknown): boolean {
+  const { EAFNOSUPPORT, EADDRNOTAVAIL } = constants.errno
+  return error instanceof RdmaError && (error.errno === EAFNOSUPPORT || error.errno === EADDRNOTAVAIL)
+}
+
+function begin(options: ReturnType<typeof checkListen>, host: string): Promise<Server> {
+  const { host: _host, port = 0, backlog, maxPendingHandshakes, maxUnaccepted, signal, ...rest } = options
+  const limits = {
+    ...(backlog !== undefined && { backlog }),
+    ...(maxPendingHandshakes !== undefined && { maxPendingHandshakes }),
+    ...(maxUnaccepted !== undefined && { maxUnaccepted }),
+  }
+  return new Promise((resolve, reject) => {
+    let listening: Listening | undefined
+    const stop = onAbort(signal, (signal) => {
+      listening?.cancel()
+      forget(id)
+      reject(abortError(signal))
+    })
+    const id = register({
+      news() {
+        const outcome = listening?.take() ?? null
+        if (outcome === null) return
+        stop()
+        settle(() => {
+          resolve(createServer(unwrap<NativeServer>(outcome), id, rest.authorize))
+        })
+      },
+    })
+    settle(() => {
+      listening = unwrap<Listening>(environment.listen(id, { host, port, ...limits, options: toNative(rest) }))
+    })
+
+    function settle(step: () => void): void {
+      try {
+        step()
+      } catch (error) {
+        stop()
+        forget(id)
+        reject(error)
+      }
+    }
+  })
 }
