@@ -88,11 +88,12 @@ impl<H: Host + ?Sized> Negotiation<'_, H> {
             Failure::Ours(error) => (error, true),
             Failure::Theirs(error) => (error, false),
         };
-        let error = self.in_words_of_the_path(error).in_phase(phase);
         if tell {
+            // The peer puts its own words of the path around the cause.
             let (code, message) = for_the_peer(&error);
             self.channel.queue(&Frame::error(code.as_str(), &message));
         }
+        let error = self.in_words_of_the_path(error).in_phase(phase);
         Err(Failed { error, rest: Some(Remains::Tls(Box::new(self.channel))) })
     }
 
@@ -106,17 +107,22 @@ impl<H: Host + ?Sized> Negotiation<'_, H> {
 
     /// A path that fails is described in full, on both sides.
     fn in_words_of_the_path(&self, error: Error) -> Error {
-        match &self.path {
-            Some(Described { words, .. }) if error.code() == ErrorCode::Path => Error::new(
-                ErrorCode::Path,
-                format!(
-                    "RDMA packets do not get through {words}: {}. Check that no firewall drops them and that every \
-                     link carries packets of this size",
-                    error.message()
-                ),
-            ),
-            _ => error,
+        if error.code() != ErrorCode::Path {
+            return error;
         }
+        let peer = &self.secured.peer;
+        let words = self.path.as_ref().map_or_else(
+            || format!("between {} and {}", peer.local.ip(), peer.address.ip()),
+            |path| path.words.clone(),
+        );
+        Error::new(
+            ErrorCode::Path,
+            format!(
+                "RDMA packets do not get through {words}: {}. Check that no firewall drops them and that every link \
+                 carries packets of this size",
+                error.message()
+            ),
+        )
     }
 
     async fn negotiate<T>(

@@ -165,8 +165,11 @@ fn agree(own: &Own, peer: Offer, peer_binding: &[u8; 32]) -> Result<Agreed> {
 
 fn refused(code: &str, message: &str) -> Error {
     // A path that fails one way fails both sides: they get the same code.
-    let ours = if code == ErrorCode::Path.as_str() { ErrorCode::Path } else { ErrorCode::PeerRefused };
-    Error::new(ours, format!("the peer refused: {message} ({code})"))
+    if code == ErrorCode::Path.as_str() {
+        Error::new(ErrorCode::Path, format!("the peer says: {message}"))
+    } else {
+        Error::new(ErrorCode::PeerRefused, format!("the peer refused: {message} ({code})"))
+    }
 }
 
 fn misplaced(frame: &Frame, state: &State) -> Error {

@@ -28,6 +28,8 @@ mod driver;
 mod exchange;
 mod farewell;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod keep_alive;
 mod listener;
 mod offer;

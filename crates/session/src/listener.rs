@@ -142,7 +142,8 @@ impl<H: Host + ?Sized> Listener<H> {
     pub async fn closed(&self) {
         let mut closing = self.shared.closing.subscribe();
         let _ = closing.wait_for(|closing| *closing).await;
-        // The accepting task and every handshake hold a count on `shared`, and the channel's other end.
+        drop(closing);
+        // The accepting task drops its receiver behind its socket.
         self.shared.closing.closed().await;
     }
 

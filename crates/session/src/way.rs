@@ -155,8 +155,8 @@ pub(crate) fn to_rtr<U: UpperLayer>(
             return Err(Error::new(
                 ErrorCode::Path,
                 format!(
-                    "the path {} carries only {narrow} bytes per packet: set the largest path MTU to {narrow}",
-                    described.words
+                    "the path carries only {narrow} bytes per packet, not {}: set the largest path MTU to {narrow}",
+                    peer.path_mtu
                 ),
             ));
         }

@@ -1,5 +1,6 @@
 //! The certificate matrix: every cause on both sides, with its code on the side that refuses and the alert on the other,
 //! and no queue pair where there must be none.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 mod common;
 
@@ -89,19 +90,19 @@ fn bad_identities(
         ("self-signed", Identity::self_signed(name), ErrorCode::TlsUntrusted, "unknown_ca"),
         (
             "expired",
-            good.issue_params(changed(name, |p| p.not_after = date_time_ymd(2021, 1, 1))),
+            good.issue_params(&changed(name, |p| p.not_after = date_time_ymd(2021, 1, 1))),
             ErrorCode::TlsExpired,
             "certificate_expired",
         ),
         (
             "not yet valid",
-            good.issue_params(changed(name, |p| p.not_before = date_time_ymd(2080, 1, 1))),
+            good.issue_params(&changed(name, |p| p.not_before = date_time_ymd(2080, 1, 1))),
             ErrorCode::TlsNotYetValid,
             "certificate_expired",
         ),
         (
             "wrong purpose",
-            good.issue_params(changed(name, |p| p.extended_key_usages = vec![wrong_purpose])),
+            good.issue_params(&changed(name, |p| p.extended_key_usages = vec![wrong_purpose])),
             ErrorCode::TlsPurpose,
             "unsupported_certificate",
         ),
@@ -251,13 +252,14 @@ async fn pins_with_and_without_an_authority() {
         ..base_of(&base)
     };
     alone(&Identity::self_signed("any.name")).pair().await;
-    let late = base.authority.issue_params(changed("localhost", |p| p.not_after = date_time_ymd(2021, 1, 1)));
+    let late =
+        base.authority.issue_params(&changed("localhost", |p| p.not_after = date_time_ymd(2021, 1, 1)));
     client_refuses("expired, pinned", &alone(&late), ErrorCode::TlsExpired, "certificate_expired").await;
     let early =
-        base.authority.issue_params(changed("localhost", |p| p.not_before = date_time_ymd(2080, 1, 1)));
+        base.authority.issue_params(&changed("localhost", |p| p.not_before = date_time_ymd(2080, 1, 1)));
     client_refuses("early, pinned", &alone(&early), ErrorCode::TlsNotYetValid, "certificate_expired").await;
     let purpose = changed("localhost", |p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]);
-    let purpose = base.authority.issue_params(purpose);
+    let purpose = base.authority.issue_params(&purpose);
     client_refuses("purpose, pinned", &alone(&purpose), ErrorCode::TlsPurpose, "unsupported_certificate")
         .await;
 }

@@ -1,4 +1,5 @@
 //! Bytes that are no frame, and offers that cannot be: each refused, and each for its own reason.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use std::collections::BTreeSet;
 

@@ -60,10 +60,10 @@ impl Authority {
     }
 
     pub fn issue(&self, name: &str) -> Identity {
-        self.issue_params(params(name))
+        self.issue_params(&params(name))
     }
 
-    pub fn issue_params(&self, params: CertificateParams) -> Identity {
+    pub fn issue_params(&self, params: &CertificateParams) -> Identity {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Identity::new(certificate.pem(), certificate.der(), &key)

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod certs;
+pub mod raw;
 pub mod stub;
 
 use std::sync::Arc;
