@@ -1,9 +1,9 @@
-// An authority of our own and two certificates, for trying things out. They are valid for a few hours.
+// An authority of our own and two certificates, for trying things out. They are valid for four hours.
 // Run by itself: node certificates.js FOLDER [HOST...], for a server at these names or addresses.
 
 import 'reflect-metadata'
 import { webcrypto } from 'node:crypto'
-import { chmodSync, mkdirSync, writeFileSync } from 'node:fs'
+import { mkdirSync, writeFileSync } from 'node:fs'
 import { isIP } from 'node:net'
 import { join } from 'node:path'
 import {
@@ -23,10 +23,10 @@ import {
 cryptoProvider.set(webcrypto)
 
 const algorithm = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' }
-const HOURS = 3_600_000
+const HOUR = 3_600_000
 /** Clocks differ. */
-const notBefore = new Date(Date.now() - HOURS)
-const notAfter = new Date(Date.now() + 4 * HOURS)
+const notBefore = new Date(Date.now() - HOUR)
+const notAfter = new Date(Date.now() + 4 * HOUR)
 
 interface Authority {
   certificate: X509Certificate
@@ -96,8 +96,7 @@ async function main(folder: string | undefined, hosts: string[]): Promise<void> 
     process.exitCode = 2
     return
   }
-  mkdirSync(folder, { recursive: true })
-  chmodSync(folder, 0o700)
+  mkdirSync(folder, { recursive: true, mode: 0o700 })
   await makeCertificates(folder, hosts.length > 0 ? hosts : ['localhost', '127.0.0.1', '::1'])
 }
 

@@ -48,34 +48,43 @@ child(async (task: Task) => {
   tell({ result: resultOf(connection, task.size, sha256) })
 })
 
-/** Streams the file, again from its start where more is wanted than it has. Gives the SHA-256 of what was sent. */
+/** Streams the file. Gives the SHA-256 of what was sent. */
 async function sendFile(connection: Connection, { file, size }: Task): Promise<string> {
   const hash = createHash('sha256')
+  const sends: Promise<void>[] = []
+  for await (const chunk of contents(file, size)) {
+    // send() copies before it returns: the buffer is free again.
+    const send = connection.send(chunk)
+    send.catch(() => undefined) // it is awaited below, perhaps after another one has failed
+    sends.push(send)
+    hash.update(chunk)
+    // As many as may be in flight are: wait for the oldest. It comes when the server reads.
+    if (sends.length === IN_FLIGHT) await sends.shift()
+  }
+  await Promise.all(sends)
+  return hash.digest('hex')
+}
+
+/** The first `size` bytes of a file that begins again at its end. Each chunk is good until the next one is asked for. */
+async function* contents(file: string, size: number): AsyncGenerator<Buffer, void, undefined> {
   const handle = await open(file)
   try {
-    const buffer = Buffer.allocUnsafe(CHUNK)
-    const sends: Promise<void>[] = []
+    const { size: length } = await handle.stat()
+    // A small file stands in the buffer several times, or its messages would be small, too.
+    const copies = Math.max(1, Math.floor(CHUNK / length))
+    const buffer = copies > 1 ? Buffer.alloc(copies * length, await handle.readFile()) : Buffer.allocUnsafe(CHUNK)
     let position = 0
     for (let left = size; left > 0;) {
-      const { bytesRead } = await handle.read(buffer, 0, Math.min(CHUNK, left), position)
-      if (bytesRead === 0) {
-        if (position === 0) throw new Error(`${file} is empty`)
-        position = 0
-        continue
+      let ready = Math.min(buffer.length, left)
+      if (copies === 1) {
+        const { bytesRead } = await handle.read(buffer, 0, ready, position)
+        if (bytesRead === 0 && position === 0) throw new Error(`${file} is empty`)
+        position = bytesRead === 0 ? 0 : position + bytesRead
+        ready = bytesRead
       }
-      position += bytesRead
-      left -= bytesRead
-      const chunk = buffer.subarray(0, bytesRead)
-      // send() copies before it returns: the buffer is free again.
-      const send = connection.send(chunk)
-      send.catch(() => undefined) // it is awaited below, perhaps after another one has failed
-      sends.push(send)
-      hash.update(chunk)
-      // As many as may be in flight are: wait for the oldest. It comes when the server reads.
-      if (sends.length === IN_FLIGHT) await sends.shift()
+      left -= ready
+      if (ready > 0) yield buffer.subarray(0, ready)
     }
-    await Promise.all(sends)
-    return hash.digest('hex')
   } finally {
     await handle.close()
   }
