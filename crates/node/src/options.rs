@@ -298,3 +298,26 @@ fn path_mtu(bytes: u32) -> Result<PathMtu> {
 fn invalid(message: String) -> Error {
     Error::new(ErrorCode::InvalidArgument, message)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_five_path_mtus_are_taken() {
+        for bytes in 0..=8192 {
+            let expected = matches!(bytes, 256 | 512 | 1024 | 2048 | 4096);
+            assert_eq!(path_mtu(bytes).is_ok(), expected, "{bytes}");
+        }
+        assert_eq!(path_mtu(4096).unwrap().code(), 5);
+        assert!(path_mtu(1 << 31).is_err() && path_mtu(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_refused_by_the_options_name() {
+        assert_eq!(ip("rdmaAddress", "fd08::1").unwrap().to_string(), "fd08::1");
+        let error = ip("rdmaAddress", "fe80::1%eth0").unwrap_err();
+        assert_eq!(error.code(), ErrorCode::InvalidArgument);
+        assert!(error.message().starts_with("rdmaAddress: "));
+    }
+}
