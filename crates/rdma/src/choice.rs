@@ -207,7 +207,7 @@ fn ambiguous(one: &LocalAddress, another: &LocalAddress) -> Error {
     Error::new(
         ErrorCode::NoMatchingDevice,
         format!(
-            "{} and {} fit equally: {}, and {}. Say device and port",
+            "{} and {} fit equally: {}, and {}. Say device and devicePort",
             name(one),
             name(another),
             one.reason,
@@ -232,7 +232,7 @@ fn no_match(devices: &[DeviceInfo], wish: &DeviceWish, address: IpAddr) -> Error
         ErrorCode::NoMatchingDevice,
         format!(
             "no RDMA device fits {asked}. Candidates: {}. Connect over an address that one of them has, or say \
-             rdmaAddress, or device, port and gidIndex",
+             rdmaAddress, or device, devicePort and gidIndex",
             if list.is_empty() { "none".to_owned() } else { list.join("; ") }
         ),
     )

@@ -234,7 +234,7 @@ fn an_ambiguous_index_says_what_to_say() {
     let wish = DeviceWish { gid_index: Some(1), ..auto() };
     let message = message(choose(&host(), &wish, ip("192.168.0.1")));
     assert!(message.contains("mlx5_0 port 1 and mlx5_1 port 1 fit equally"), "{message}");
-    assert!(message.ends_with("Say device and port"), "{message}");
+    assert!(message.ends_with("Say device and devicePort"), "{message}");
 }
 
 #[test]
@@ -350,6 +350,6 @@ fn the_refusal_lists_every_candidate_and_the_remedies() {
          mlx5_1 port 1: GIDs 0=fe80::2 1=10.0.1.1; \
          mlx4_0 port 1: interface with 10.9.0.1, GIDs 0=fe80::2:c903:0:1 1=fd00::2:c903:0:1; \
          mlx4_1 port 1: interface with no IP address, GIDs 0=fe80::2:c903:0:1 1=fd00::2:c903:0:1. \
-         Connect over an address that one of them has, or say rdmaAddress, or device, port and gidIndex"
+         Connect over an address that one of them has, or say rdmaAddress, or device, devicePort and gidIndex"
     );
 }

@@ -1,6 +1,7 @@
 //! The task that keeps a control channel: keep-alive, ticks, orderly close, cause of death.
 
 use std::future::{Future, poll_fn};
+use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -153,6 +154,12 @@ impl<U: UpperLayer, S: AsyncRead + AsyncWrite + Unpin> ChannelTask<U, S> {
                 Some(Over::Lost(lost(format!("{peer} ended TLS without closing the connection"))))
             }
             Err(Broken::Frame(cause)) => Some(Over::Fault(cause.into())),
+            // What rustls says of it is for people who write TLS servers.
+            Err(Broken::Io(cause)) if cause.kind() == io::ErrorKind::UnexpectedEof => {
+                Some(Over::Lost(lost(format!(
+                    "{peer} is gone: its TLS connection ended without a close, as when a process is killed"
+                ))))
+            }
             Err(Broken::Io(cause)) => {
                 Some(Over::Lost(lost(format!("the connection to {peer} broke: {cause}"))))
             }

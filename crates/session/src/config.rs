@@ -107,10 +107,10 @@ impl Default for KeepAlive {
 impl KeepAlive {
     fn validate(self) -> Result<()> {
         if self.interval < Duration::from_millis(10) || self.interval > Duration::from_secs(3600) {
-            return Err(invalid(format!("keepAlive.interval is {:?}: give 10 ms to 1 h", self.interval)));
+            return Err(invalid(format!("keepAliveInterval is {:?}: give 10 ms to 1 h", self.interval)));
         }
         if !(1..=1000).contains(&self.misses) {
-            return Err(invalid(format!("keepAlive.misses is {}: give 1 to 1000", self.misses)));
+            return Err(invalid(format!("keepAliveMisses is {}: give 1 to 1000", self.misses)));
         }
         Ok(())
     }
