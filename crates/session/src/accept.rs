@@ -85,7 +85,8 @@ async fn serve<H: Host + ?Sized>(
     let failed = match race(handshake, ticket.evicted()).await {
         Ok(Ok((established, permit))) => {
             Counters::count(&shared.counters.established);
-            permit.send(established);
+            // Behind a close it would wait where nobody looks any more.
+            shared.pending.unless_closed(move || drop(permit.send(established)));
             return;
         }
         Ok(Err(failed)) => failed,

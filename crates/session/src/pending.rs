@@ -133,6 +133,14 @@ impl Pending {
         }
     }
 
+    /// Does `work` unless it is closed. What is done before [`Pending::close`] is done when that returns.
+    pub(crate) fn unless_closed(&self, work: impl FnOnce()) {
+        let _slots = self.slots();
+        if !self.is_closed() {
+            work();
+        }
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }

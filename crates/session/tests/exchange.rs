@@ -98,7 +98,8 @@ async fn an_offer_of_another_session_or_role_is_refused() {
     let (listener, failures) = listen(&world).await;
     let port = listener.local_addr().port();
     let other = RawClient::new(&world, port).await;
-    let mut cases: Vec<(&str, Box<dyn Fn(&RawClient) -> Offer>)> = Vec::new();
+    type Forge = Box<dyn Fn(&RawClient) -> Offer>;
+    let mut cases: Vec<(&str, Forge)> = Vec::new();
     let replayed = other.offer();
     cases.push(("another session's", Box::new(move |_| replayed.clone())));
     cases.push(("the server's own role", Box::new(|c| Offer { binding: c.binding("server"), ..c.offer() })));
@@ -251,7 +252,8 @@ fn hello_of_tls12() -> Vec<u8> {
 async fn tls12_and_garbage_are_refused() {
     let world = World::new();
     let (listener, failures) = listen(&world).await;
-    let cases: Vec<(&str, Vec<u8>, ErrorCode, Option<[u8; 2]>)> = vec![
+    type Case = (&'static str, Vec<u8>, ErrorCode, Option<[u8; 2]>);
+    let cases: Vec<Case> = vec![
         ("TLS 1.2", hello_of_tls12(), ErrorCode::TlsVersion, Some([2, 70])),
         ("HTTP", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(), ErrorCode::Tls, None),
         ("SSH", b"SSH-2.0-OpenSSH_9.2\r\n".to_vec(), ErrorCode::Tls, None),
