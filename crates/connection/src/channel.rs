@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
 
 use secure_rdma_rdma::{Error, ErrorCode, PathMtu, QueuePair, QueuePairHandler, Result};
-use secure_rdma_session::Control;
+use secure_rdma_session::{Control, Terms};
 
 use crate::connection::{Closed, Received};
 use crate::credit::Credits;
@@ -25,7 +25,7 @@ pub(crate) type Observer = Arc<dyn Fn() + Send + Sync>;
 /// The state behind a connection.
 pub(crate) struct Channel {
     pub(crate) options: ConnectionOptions,
-    reservation: Reservation,
+    terms: Terms,
     pub(crate) myself: Weak<Channel>,
     state: Mutex<State>,
 }
@@ -33,6 +33,9 @@ pub(crate) struct Channel {
 pub(crate) struct State {
     /// Gone when the connection is over and everything posted has been flushed.
     pub(crate) queue_pair: Option<Arc<dyn QueuePair>>,
+    /// Goes with the queue pair, so that a connection that is over holds nothing of the device, however long its
+    /// handles live.
+    pub(crate) reservation: Option<Arc<Reservation>>,
     pub(crate) transmit: Transmit,
     pub(crate) receive: Receive,
     pub(crate) credits: Credits,
@@ -65,7 +68,10 @@ pub(crate) enum Life {
         told: bool,
     },
     /// The peer has closed, and what had arrived by then is being taken from the completion queue.
-    PeerClosing,
+    PeerClosing {
+        /// We had closed as well: everything of ours has arrived, and the peer may have had nothing to say.
+        told: bool,
+    },
     /// Over.
     Over(Closed),
 }
@@ -86,7 +92,32 @@ pub(crate) struct After {
     pub(crate) control: Option<(Arc<Control>, ControlCall)>,
     /// Dropped without the lock: the end of a queue pair or of the channel must not happen inside itself.
     pub(crate) queue_pairs: Vec<Arc<dyn QueuePair>>,
+    pub(crate) reservations: Vec<Arc<Reservation>>,
     channels: Vec<Arc<Channel>>,
+}
+
+impl After {
+    fn finish(self) {
+        let Self { slots, wakers, observer, control, queue_pairs, reservations, channels } = self;
+        if let Some(reservation) = reservations.first() {
+            reservation.resources().send.give(slots);
+        }
+        if let Some((control, call)) = control {
+            match call {
+                ControlCall::Close => control.begin_close(),
+                ControlCall::Destroy(error) => control.destroy(error),
+            }
+        }
+        for waker in wakers {
+            waker.wake();
+        }
+        if let Some(observer) = observer {
+            observer();
+        }
+        drop(queue_pairs);
+        drop(reservations);
+        drop(channels);
+    }
 }
 
 pub(crate) enum ControlCall {
@@ -102,15 +133,21 @@ impl Channel {
         max_send: u32,
         make: impl FnOnce(Weak<dyn QueuePairHandler>) -> Result<Arc<dyn QueuePair>>,
     ) -> Result<Arc<Self>> {
-        let credits = Credits::new(reservation.credits());
+        let terms = Terms {
+            max_message_size: options.max_message_size,
+            segment_size: reservation.buffer_size(),
+            credits: reservation.credits(),
+        };
+        let credits = Credits::new(terms.credits);
         let receive = Receive::new(options.max_message_size, options.receive_buffer_size);
         let watch = Watch::new(&options);
         let channel = Arc::new_cyclic(|myself: &Weak<Self>| Self {
             options,
-            reservation,
+            terms,
             myself: myself.clone(),
             state: Mutex::new(State {
                 queue_pair: None,
+                reservation: Some(Arc::new(reservation)),
                 transmit: Transmit::new(max_send),
                 receive,
                 credits,
@@ -139,8 +176,9 @@ impl Channel {
         self.lock().queue_pair.clone()
     }
 
-    pub(crate) fn reservation(&self) -> &Reservation {
-        &self.reservation
+    /// What this side offers.
+    pub(crate) fn terms(&self) -> Terms {
+        self.terms
     }
 
     /// Runs `change` under the lock, then does what it left to do.
@@ -148,45 +186,30 @@ impl Channel {
         let mut after = After::default();
         let mut state = self.lock();
         let result = change(&mut state, &mut after);
+        if !after.slots.is_empty() {
+            after.reservations.extend(state.reservation.clone());
+        }
         drop(state);
-        self.finish(after);
+        after.finish();
         result
     }
 
-    fn finish(&self, after: After) {
-        let After { slots, wakers, observer, control, queue_pairs, channels } = after;
-        if !slots.is_empty() {
-            self.reservation.resources().send.give(slots);
-        }
-        if let Some((control, call)) = control {
-            match call {
-                ControlCall::Close => control.begin_close(),
-                ControlCall::Destroy(error) => control.destroy(error),
-            }
-        }
-        for waker in wakers {
-            waker.wake();
-        }
-        if let Some(observer) = observer {
-            observer();
-        }
-        drop(queue_pairs);
-        drop(channels);
-    }
-
-    /// Lets go of the queue pair, and of the count that kept the channel alive for it.
+    /// Lets go of the queue pair, of what it had of the device, and of the count that kept the channel alive for it.
     pub(crate) fn release(state: &mut State, after: &mut After) {
         after.queue_pairs.extend(state.queue_pair.take());
+        after.reservations.extend(state.reservation.take());
         after.channels.extend(state.drains.take());
     }
 
     /// Posts what can be posted; a failure to post ends the connection.
     pub(crate) fn pump(&self, state: &mut State, after: &mut After) {
-        let Some(queue_pair) = state.queue_pair.clone() else { return };
+        let Some((queue_pair, reservation)) = state.queue_pair.clone().zip(state.reservation.clone()) else {
+            return;
+        };
         if !matches!(state.life, Life::Open | Life::Ended | Life::Closing { told: false }) {
             return;
         }
-        let pool = &self.reservation.resources().send;
+        let pool = &reservation.resources().send;
         let myself: Weak<dyn Waiting> = self.myself.clone();
         let pumped =
             state.transmit.pump(queue_pair.as_ref(), &mut state.credits, pool, || Weak::clone(&myself));
@@ -204,7 +227,7 @@ impl Channel {
         path_mtu: PathMtu,
     ) -> Result<()> {
         self.with(|state, _| {
-            let segment = (segment as usize).min(self.reservation.resources().send.buffer_size());
+            let segment = segment.min(self.terms.segment_size) as usize;
             state.transmit.adopt(segment, max_message);
             state.receive.adopt(path_mtu);
             state.path_mtu = path_mtu;
@@ -214,8 +237,11 @@ impl Channel {
 
     pub(crate) fn prove_path(&self) -> Result<()> {
         self.with(|state, _| {
-            let Some(queue_pair) = state.queue_pair.clone() else { return Err(over(&state.life)) };
-            let pool = &self.reservation.resources().send;
+            let Some((queue_pair, reservation)) = state.queue_pair.clone().zip(state.reservation.clone())
+            else {
+                return Err(over(&state.life));
+            };
+            let pool = &reservation.resources().send;
             state.transmit.prove(queue_pair.as_ref(), &mut state.credits, pool, state.path_mtu)
         })
     }

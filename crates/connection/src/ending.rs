@@ -23,7 +23,7 @@ impl Channel {
                 let error = Error::new(ErrorCode::Closed, "the connection was closed before it was up");
                 self.over(state, after, CloseReason::Closed, Some(error), ControlCall::Destroy(None));
             }
-            Life::Closing { .. } | Life::PeerClosing | Life::Over(_) => {}
+            Life::Closing { .. } | Life::PeerClosing { .. } | Life::Over(_) => {}
         });
     }
 
@@ -48,20 +48,33 @@ impl Channel {
 
     pub(crate) fn peer_closed(&self) {
         self.with(|state, after| match state.life {
-            Life::Over(_) | Life::Opening => {}
-            Life::Closing { .. } => self.over(state, after, CloseReason::Closed, None, ControlCall::Close),
-            _ if state.receive.ended() => {
-                self.over(state, after, CloseReason::PeerClosed, None, ControlCall::Close);
-            }
+            Life::Over(_) | Life::Opening | Life::PeerClosing { .. } => {}
             _ => {
+                // A close of ours that has not told everything yet comes too late: the peer reads no more.
+                let told = matches!(state.life, Life::Closing { told: true });
+                if state.receive.ended() {
+                    let reason = if told { CloseReason::Closed } else { CloseReason::PeerClosed };
+                    self.over(state, after, reason, None, ControlCall::Close);
+                    return;
+                }
                 // Its last message has been acknowledged, so it is in our completion queue already, before the marker.
-                state.life = Life::PeerClosing;
+                state.life = Life::PeerClosing { told };
                 self.drain(state, after);
                 if state.drains.is_none() {
-                    self.last_message_missing(state, after);
+                    self.drained(state, after, told);
                 }
             }
         });
+    }
+
+    /// The peer has closed, and all that had arrived by then is taken, without an END in it.
+    pub(crate) fn drained(&self, state: &mut State, after: &mut After, told: bool) {
+        if told {
+            // It only answers our close, and had not ended its own direction.
+            self.over(state, after, CloseReason::Closed, None, ControlCall::Close);
+        } else {
+            self.last_message_missing(state, after);
+        }
     }
 
     pub(crate) fn lost(&self, error: Error) {
@@ -117,8 +130,7 @@ impl Channel {
         }
     }
 
-    /// The peer has closed, and all that had arrived by then did not hold its END.
-    pub(crate) fn last_message_missing(&self, state: &mut State, after: &mut After) {
+    fn last_message_missing(&self, state: &mut State, after: &mut After) {
         let error = Error::new(
             ErrorCode::PeerLost,
             "the peer closed the connection, but its last message did not arrive",

@@ -20,10 +20,13 @@ impl QueuePairHandler for Channel {
                     self.fail(state, after, error);
                 }
             }
+            // The batch may have brought the drain marker, with which both go.
             if !buffers.is_empty()
                 && let Some(queue_pair) =
                     state.queue_pair.clone().or_else(|| after.queue_pairs.last().cloned())
-                && let Err(error) = self.reservation().repost(queue_pair.as_ref(), &buffers)
+                && let Some(reservation) =
+                    state.reservation.clone().or_else(|| after.reservations.last().cloned())
+                && let Err(error) = reservation.repost(queue_pair.as_ref(), &buffers)
             {
                 self.fail(state, after, error);
             }
@@ -68,11 +71,11 @@ impl Channel {
             let done = state.transmit.complete(completion, &mut after.slots)?;
             if done == Done::Drained {
                 Self::release(state, after);
-                if matches!(state.life, Life::PeerClosing) {
-                    self.last_message_missing(state, after);
+                if let Life::PeerClosing { told } = state.life {
+                    self.drained(state, after, told);
                 }
             }
-            if matches!(state.life, Life::Over(_) | Life::PeerClosing) {
+            if matches!(state.life, Life::Over(_) | Life::PeerClosing { .. }) {
                 return Ok(());
             }
             if !completion.status.is_success() {
@@ -85,7 +88,7 @@ impl Channel {
             return Ok(());
         }
         if !completion.status.is_success() {
-            return if matches!(state.life, Life::Over(_)) {
+            return if matches!(state.life, Life::Over(_) | Life::PeerClosing { .. }) {
                 Ok(())
             } else {
                 Err(self.failure(state, completion))
@@ -95,13 +98,17 @@ impl Channel {
         if matches!(state.life, Life::Over(_)) {
             return Ok(());
         }
-        let arrived = state.receive.segment(completion, &mut state.credits, self.reservation())?;
+        let Some(reservation) = state.reservation.clone() else { return Ok(()) };
+        let arrived = state.receive.segment(completion, &mut state.credits, &reservation)?;
         state.proof.received |= arrived == Arrived::Proof;
         if arrived != Arrived::Nothing {
             self.news(state, after);
         }
-        if arrived == Arrived::End && matches!(state.life, Life::PeerClosing) {
-            self.over(state, after, CloseReason::PeerClosed, None, ControlCall::Close);
+        if arrived == Arrived::End
+            && let Life::PeerClosing { told } = state.life
+        {
+            let reason = if told { CloseReason::Closed } else { CloseReason::PeerClosed };
+            self.over(state, after, reason, None, ControlCall::Close);
         }
         Ok(())
     }
@@ -109,6 +116,10 @@ impl Channel {
     fn failure(&self, state: &State, completion: &Completion) -> Error {
         let status = completion.status;
         let (code, message) = match status {
+            // During the proof of path: `session` says between whom.
+            WcStatus::RETRY_EXC_ERR if state.path.is_empty() => {
+                (ErrorCode::Path, status.meaning().to_owned())
+            }
             WcStatus::RETRY_EXC_ERR => (
                 ErrorCode::Path,
                 format!(

@@ -16,18 +16,18 @@ pub(crate) struct Upper(pub(crate) Arc<Channel>);
 
 impl UpperLayer for Upper {
     fn post_receives(&self) -> Result<()> {
-        match self.0.queue_pair() {
-            Some(queue_pair) => self.0.reservation().post_all(queue_pair.as_ref()),
-            None => Err(over(&self.0.lock().life)),
+        let state = self.0.lock();
+        match state.queue_pair.clone().zip(state.reservation.clone()) {
+            Some((queue_pair, reservation)) => {
+                drop(state);
+                reservation.post_all(queue_pair.as_ref())
+            }
+            None => Err(over(&state.life)),
         }
     }
 
     fn terms(&self) -> Terms {
-        Terms {
-            max_message_size: self.0.options.max_message_size,
-            segment_size: self.0.reservation().buffer_size(),
-            credits: self.0.reservation().credits(),
-        }
+        self.0.terms()
     }
 
     fn adopt(&self, peer: &Terms, path_mtu: PathMtu) -> Result<()> {

@@ -10,7 +10,7 @@ use secure_rdma_session::UpperLayer;
 use super::{End, World, message, until};
 use crate::channel::{Channel, Life};
 use crate::connection::{CloseReason, Closed};
-use crate::options::ConnectionOptions;
+use crate::options::{ConnectionOptions, PoolOptions};
 
 fn closed(channel: &Channel) -> Option<Closed> {
     match &channel.lock().life {
@@ -54,6 +54,7 @@ fn close_delivers_what_was_sent() {
     a.until("close to have told the peer", |a| matches!(a.lock().life, Life::Closing { told: true }));
     b.upper.peer_closed();
     a.upper.peer_closed();
+    a.until("the end", |a| closed(a).is_some());
     assert_eq!(closed(&a.channel).unwrap().reason, CloseReason::Closed);
     b.until("the peer to be over", |b| closed(b).is_some());
     assert_eq!(closed(&b.channel).unwrap().reason, CloseReason::PeerClosed);
@@ -208,4 +209,91 @@ fn a_peer_that_closes_without_its_last_message_is_lost() {
     assert_eq!(code(&a), Some(ErrorCode::PeerLost));
     assert_eq!(a.next().unwrap().unwrap(), b"only this");
     assert_eq!(a.next().unwrap_err().code(), ErrorCode::PeerLost);
+}
+
+#[test]
+fn of_two_who_close_at_once_only_who_had_sent_all_says_so() {
+    let world = World::new();
+    let options = ConnectionOptions { receive_buffer_size: 10_000, ..ConnectionOptions::default() };
+    let [a, b] = world.pair(&options);
+    a.channel.send(b"all").unwrap();
+    a.channel.close();
+    for i in 0..100 {
+        b.channel.send(&message(i, 9000)).unwrap();
+    }
+    // The other side reads nothing, so this close cannot tell everything.
+    b.channel.close();
+    a.until("close to have told the peer", |a| matches!(a.lock().life, Life::Closing { told: true }));
+    b.upper.peer_closed();
+    b.until("the end", |b| closed(b).is_some());
+    assert_eq!(closed(&b.channel).unwrap().reason, CloseReason::PeerClosed);
+    assert_eq!(b.next().unwrap().unwrap(), b"all");
+    assert_eq!(b.next().unwrap(), None);
+    // The peer's answer, without an END.
+    a.upper.peer_closed();
+    a.until("the end", |a| closed(a).is_some());
+    assert_eq!(closed(&a.channel).unwrap().reason, CloseReason::Closed);
+}
+
+#[test]
+fn what_has_arrived_is_read_although_both_close_at_once() {
+    for _ in 0..20 {
+        let world = World::new();
+        let [a, b] = world.pair(&ConnectionOptions::default());
+        for end in [&a, &b] {
+            for i in 0..5 {
+                end.channel.send(&message(i, 5000)).unwrap();
+            }
+        }
+        a.channel.close();
+        b.channel.close();
+        for end in [&a, &b] {
+            end.until("close to have told the peer", |end| {
+                matches!(end.lock().life, Life::Closing { told: true })
+            });
+        }
+        for end in [&a, &b] {
+            end.upper.peer_closed();
+            for i in 0..5 {
+                assert_eq!(end.next().unwrap().unwrap(), message(i, 5000));
+            }
+            assert_eq!(end.next().unwrap(), None);
+            end.until("the end", |end| closed(end).is_some());
+            assert_eq!(closed(&end.channel).unwrap().reason, CloseReason::Closed);
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_is_over_holds_nothing_of_the_device_however_long_it_is_kept() {
+    let world = World::new();
+    let pool = PoolOptions { receive_buffers: 16, ..PoolOptions::default() };
+    let options = ConnectionOptions { credits: 16, pool, ..ConnectionOptions::default() };
+    let mut kept = Vec::new();
+    for _ in 0..3 {
+        let [a, b] = world.pair(&options);
+        a.channel.send(b"kept").unwrap();
+        b.until("the message", |b| b.stats().messages_received == 1);
+        for end in [&a, &b] {
+            end.channel.destroy(None);
+        }
+        for end in [&a, &b] {
+            end.until("the drain", |end| end.lock().reservation.is_none());
+        }
+        assert_eq!(b.next().unwrap().unwrap(), b"kept");
+        kept.push([a, b]);
+    }
+}
+
+#[test]
+fn a_path_that_is_not_proven_is_told_in_the_devices_words_alone() {
+    let world = World::new();
+    let [a, _b] = world.pair(&ConnectionOptions::default());
+    a.channel.lock().path.clear();
+    world.fabric.blackhole(true);
+    a.channel.send(b"lost").unwrap();
+    a.until("the end", |a| closed(a).is_some());
+    let error = closed(&a.channel).unwrap().error.unwrap();
+    assert_eq!(error.code(), ErrorCode::Path);
+    assert_eq!(error.message(), secure_rdma_rdma::WcStatus::RETRY_EXC_ERR.meaning());
 }
