@@ -191,8 +191,10 @@ export class Connection implements AsyncDisposable {
     if (this.#outcome) return
     this.#native.close()
     this.#news()
-    const { error } = await this.closed
+    const { reason, error } = await this.closed
     if (error) throw error
+    if (reason === 'destroyed')
+      throw new RdmaError('ERR_RDMA_DESTROYED', 'the connection was destroyed before it was closed')
   }
 
   /** Ends the connection at once. What was not acknowledged may be lost; whoever waits is told, with `error` as cause. */
