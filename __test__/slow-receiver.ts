@@ -1,5 +1,8 @@
 // A receiver that does not read, under a sender that does not wait: memory stays bounded, and nothing is lost.
 
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { ExecutionContext } from 'ava'
 import type { Scope } from './_child-main.js'
 import { rxeTest, type Place } from './_device.js'
@@ -126,6 +129,32 @@ rxeTest('a receiver that is idle for 10 s stays within its memory, and loses not
 
 // One such message is not quite what may wait, so a second one comes whole.
 rxeTest('so it does with messages of almost 1 MiB', (t, place) => staysBounded(t, place, 3000, maxMessageSize - 100))
+
+/** Sends to a program that has one receive posted at a time. */
+async function overrun(t: ExecutionContext, { server, devices }: Place): Promise<void> {
+  const args = ['--connection=RC', '--gid-index=1', '--rx-depth=1', '--iters=500', '--size=64', '--CPU-freq']
+  const listener = spawn('ib_send_bw', [`--ib-dev=${devices.server}`, ...args], { stdio: 'ignore' })
+  t.teardown(() => listener.kill())
+  const ended = once(listener, 'exit')
+  for (let tries = 1; ; tries++) {
+    await sleep(500)
+    const sender = spawn('ib_send_bw', [`--ib-dev=${devices.client}`, ...args, server], { stdio: 'ignore' })
+    t.teardown(() => sender.kill())
+    const [status] = (await once(sender, 'exit')) as [number | null]
+    // The listener needs a moment to come up.
+    if (status === 0) break
+    if (tries === 20) throw new Error(`ib_send_bw ended with ${status}`)
+  }
+  t.deepEqual(await ended, [0, null])
+}
+
+rxeTest('the control: a receiver that is not ready shows in the counters', async (t, place) => {
+  const before = receiverNotReady()
+  // Sometimes it is quick enough with its one receive.
+  for (let i = 0; i < 20 && receiverNotReady() === before; i++) await overrun(t, place)
+  t.log(`${receiverNotReady() - before} times "receiver not ready", sent and received`)
+  t.true(receiverNotReady() > before)
+})
 
 function kib(bytes: number): string {
   return `${Math.round(bytes / 1024)} KiB`
