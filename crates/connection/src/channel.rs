@@ -2,7 +2,7 @@
 //!
 //! Three threads meet here: the application's (send, receive, close), the device's service thread (completions), and
 //! the control channel's (ticks, the peer's close). One lock keeps them apart; nobody is called while it is held but
-//! the queue pair itself, whose posting never blocks.
+//! the queue pair itself: posting never blocks, and moving it to ERR waits for nobody.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
@@ -42,6 +42,8 @@ pub(crate) struct State {
     pub(crate) life: Life,
     pub(crate) watch: Watch,
     pub(crate) proof: Proof,
+    /// The peer closed before this side knew that the connection is up.
+    pub(crate) peer_closed_early: bool,
     /// There from the moment the connection is up.
     pub(crate) control: Option<Arc<Control>>,
     pub(crate) path_mtu: PathMtu,
@@ -148,12 +150,13 @@ impl Channel {
             state: Mutex::new(State {
                 queue_pair: None,
                 reservation: Some(Arc::new(reservation)),
-                transmit: Transmit::new(max_send),
+                transmit: Transmit::new(max_send, terms.credits),
                 receive,
                 credits,
                 life: Life::Opening,
                 watch,
                 proof: Proof::default(),
+                peer_closed_early: false,
                 control: None,
                 path_mtu: PathMtu::Bytes256,
                 path: String::new(),
@@ -228,6 +231,14 @@ impl Channel {
     ) -> Result<()> {
         self.with(|state, _| {
             let segment = segment.min(self.terms.segment_size) as usize;
+            if segment < path_mtu.bytes() {
+                return Err(Error::new(
+                    ErrorCode::Offer,
+                    format!(
+                        "the peer's receive buffers hold {segment} bytes, less than one packet of the path MTU {path_mtu}"
+                    ),
+                ));
+            }
             state.transmit.adopt(segment, max_message);
             state.receive.adopt(path_mtu);
             state.path_mtu = path_mtu;
@@ -241,8 +252,8 @@ impl Channel {
             else {
                 return Err(over(&state.life));
             };
-            let pool = &reservation.resources().send;
-            state.transmit.prove(queue_pair.as_ref(), &mut state.credits, pool, state.path_mtu)
+            let pattern = &reservation.resources().proof;
+            state.transmit.prove(queue_pair.as_ref(), &mut state.credits, pattern, state.path_mtu)
         })
     }
 
@@ -270,12 +281,14 @@ impl Channel {
                 ));
             }
             // A message that would be posted at once does not count: a single one may be longer than the buffer.
-            let queued = state.transmit.queued_bytes();
+            let queued = state.transmit.queued_cost();
             if queued > 0 && queued + message.len() > self.options.send_buffer_size {
                 return Err(Error::new(
                     ErrorCode::SendBufferFull,
                     format!(
-                        "{queued} bytes already wait to be sent and sendBufferSize is {}: await earlier sends first",
+                        "{} bytes of messages already wait to be sent and sendBufferSize is {} (each message counts 64 \
+                         bytes besides its own): await earlier sends first",
+                        state.transmit.queued_bytes(),
                         self.options.send_buffer_size
                     ),
                 ));

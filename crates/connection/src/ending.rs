@@ -48,7 +48,8 @@ impl Channel {
 
     pub(crate) fn peer_closed(&self) {
         self.with(|state, after| match state.life {
-            Life::Over(_) | Life::Opening | Life::PeerClosing { .. } => {}
+            Life::Over(_) | Life::PeerClosing { .. } => {}
+            Life::Opening => state.peer_closed_early = true,
             _ => {
                 // A close of ours that has not told everything yet comes too late: the peer reads no more.
                 let told = matches!(state.life, Life::Closing { told: true });
@@ -75,6 +76,25 @@ impl Channel {
         } else {
             self.last_message_missing(state, after);
         }
+    }
+
+    /// Nobody watches over this connection any more.
+    pub(crate) fn let_go(&self, error: Error) {
+        self.with(|state, after| match state.life {
+            // Handed out and not opened yet, and it ended in order; or ending by itself.
+            Life::Opening if state.peer_closed_early => {}
+            Life::Closing { told: true } | Life::PeerClosing { .. } | Life::Over(_) => {}
+            Life::Opening => {
+                self.over(state, after, CloseReason::Error, Some(error), ControlCall::Destroy(None));
+            }
+            _ => {
+                let error = Error::new(
+                    ErrorCode::Internal,
+                    "the control channel of the connection ended without a word: please report it",
+                );
+                self.over(state, after, CloseReason::Error, Some(error), ControlCall::Destroy(None));
+            }
+        });
     }
 
     pub(crate) fn lost(&self, error: Error) {

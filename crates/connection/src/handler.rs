@@ -88,6 +88,9 @@ impl Channel {
             return Ok(());
         }
         if !completion.status.is_success() {
+            if state.reservation.as_ref().is_some_and(|reservation| reservation.is_shared()) {
+                buffers.push(completion.id);
+            }
             return if matches!(state.life, Life::Over(_) | Life::PeerClosing { .. }) {
                 Ok(())
             } else {

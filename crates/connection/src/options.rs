@@ -13,7 +13,7 @@ pub struct ConnectionOptions {
     pub send_buffer_size: usize,
     /// Bytes of complete messages that may wait to be read before the peer gets no more credits.
     pub receive_buffer_size: usize,
-    /// Receive buffers that are posted for the peer: 2 to 4096. The window of a connection in segments.
+    /// Receive buffers that are posted for the peer: 4 to 4096. The window of a connection in segments.
     pub credits: u16,
     /// The buffers that all connections of a device share.
     pub pool: PoolOptions,
@@ -49,9 +49,9 @@ impl ConnectionOptions {
         range("maxMessageSize", self.max_message_size, 1, 1 << 31)?;
         range("sendBufferSize", self.send_buffer_size as u64, 1, 1 << 40)?;
         range("receiveBufferSize", self.receive_buffer_size as u64, 1, 1 << 40)?;
-        range("credits", self.credits.into(), 2, 4096)?;
+        range("credits", self.credits.into(), 4, 4096)?;
         range("pool.bufferSize", self.pool.buffer_size.into(), 4096, 1 << 20)?;
-        range("pool.receiveBuffers", self.pool.receive_buffers.into(), 2, 1 << 20)?;
+        range("pool.receiveBuffers", self.pool.receive_buffers.into(), 4, 1 << 20)?;
         range("pool.sendBuffers", self.pool.send_buffers.into(), 1, 1 << 20)?;
         if self.pool.receive_buffers < u32::from(self.credits) {
             return Err(Error::new(

@@ -23,21 +23,24 @@ pub(crate) struct Resources {
     pub(crate) device: Arc<dyn Device>,
     pub(crate) receive: ReceivePool,
     pub(crate) send: SendPool,
+    /// What a proof of path carries. It is the same for all, so that no proof waits for a send buffer.
+    pub(crate) proof: Arc<Region>,
+    /// One newcomer registers at a time. Not held by anyone who sends or receives.
+    growth: Mutex<()>,
 }
+
+/// A pattern that a capture shows for what it is.
+const PROOF: [u8; 4096] = [0x5A; 4096];
 
 impl Resources {
     /// **Blocks** on the device.
     pub(crate) fn new(device: Arc<dyn Device>, options: PoolOptions) -> Result<Arc<Self>> {
-        let most = options.receive_buffers.min(device.limits().max_shared_receives.max(1));
-        let queue = if device.limits().max_shared_receives == 0 {
-            None
-        } else {
-            device.create_receive_queue(most.min(device.limits().max_shared_receives))?
-        };
+        let shared = options.receive_buffers.min(device.limits().max_shared_receives);
+        let queue = if shared == 0 { None } else { device.create_receive_queue(shared)? };
         let receive = ReceivePool {
+            most: if queue.is_some() { shared } else { options.receive_buffers },
             queue,
             buffer_size: options.buffer_size,
-            most: if device.limits().max_shared_receives == 0 { options.receive_buffers } else { most },
             state: Mutex::default(),
         };
         let send = SendPool {
@@ -45,16 +48,20 @@ impl Resources {
             most: options.send_buffers,
             state: Mutex::default(),
         };
-        Ok(Arc::new(Self { device, receive, send }))
+        let proof = allocate(device.as_ref(), PROOF.len())?;
+        proof.memory().write(0, &PROOF)?;
+        Ok(Arc::new(Self { device, receive, send, proof, growth: Mutex::new(()) }))
     }
 
     /// Reserves the receive buffers of one connection and sees to it that send buffers are there. **Blocks** while
     /// memory is pinned.
     pub(crate) fn reserve(self: &Arc<Self>, credits: u16) -> Result<Reservation> {
-        let region = self.receive.reserve(self.device.as_ref(), credits)?;
-        let reservation = Reservation { resources: Arc::clone(self), credits, region };
-        let connections = self.receive.lock().reserved.div_ceil(u32::from(credits).max(1));
-        self.send.grow(self.device.as_ref(), connections.saturating_mul(credits.into()))?;
+        self.receive.claim(self.device.name(), credits)?;
+        // From here on the reservation gives the claim back.
+        let mut reservation = Reservation { resources: Arc::clone(self), credits, region: None };
+        let _one_at_a_time = self.growth.lock().unwrap_or_else(PoisonError::into_inner);
+        reservation.region = self.receive.grow(self.device.as_ref(), credits)?;
+        self.send.grow(self.device.as_ref(), self.receive.lock().reserved)?;
         Ok(reservation)
     }
 }
@@ -83,6 +90,11 @@ impl Reservation {
 
     pub(crate) fn buffer_size(&self) -> u32 {
         self.resources.receive.buffer_size
+    }
+
+    /// Whether a receive that failed must be posted again, since others would miss it.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.resources.receive.is_shared()
     }
 
     /// Posts the first receives. Those on a shared queue are there already.
@@ -181,41 +193,55 @@ impl ReceivePool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn reserve(&self, device: &dyn Device, credits: u16) -> Result<Option<Arc<Region>>> {
+    fn claim(&self, device: &str, credits: u16) -> Result<()> {
         let credits = u32::from(credits);
-        let size = self.buffer_size as usize;
         let mut state = self.lock();
         if state.reserved + credits > self.most {
             return Err(Error::new(
                 ErrorCode::ReceivePoolFull,
                 format!(
-                    "the receive pool of {} holds {} buffers, and {} are reserved: this connection needs {credits} \
+                    "the receive pool of {device} holds {} buffers, and {} are reserved: this connection needs {credits} \
                      more. Raise pool.receiveBuffers or lower credits",
-                    device.name(),
-                    self.most,
-                    state.reserved
+                    self.most, state.reserved
                 ),
             ));
         }
+        state.reserved += credits;
+        Ok(())
+    }
+
+    /// Registers what is claimed and not there yet: for a shared queue whole slabs, otherwise the claimant's own
+    /// buffers, which it gets. One caller at a time.
+    fn grow(&self, device: &dyn Device, credits: u16) -> Result<Option<Arc<Region>>> {
+        let size = self.buffer_size as usize;
         let Some(queue) = &self.queue else {
-            let region = allocate(device, size * credits as usize)?;
-            state.reserved += credits;
-            return Ok(Some(region));
+            return allocate(device, size * usize::from(credits)).map(Some);
         };
-        // Under the lock on purpose: two newcomers must not both register the same slab.
-        while state.posted < state.reserved + credits {
-            let first = state.posted;
+        loop {
+            let (first, wanted) = {
+                let state = self.lock();
+                (state.posted, state.reserved)
+            };
+            if first >= wanted {
+                return Ok(None);
+            }
             let count = SLAB.min(self.most - first);
             let region = allocate(device, size * count as usize)?;
             let requests: Vec<_> = (0..count)
                 .map(|i| ReceiveRequest::new(WorkId((first + i).into()), &region, i as usize * size, size))
                 .collect();
-            queue.post_receive(&requests).map_err(|refused| refused.error)?;
+            // Known before it is posted: a message may be in it as soon as it is.
+            let mut state = self.lock();
             state.slabs.push(region);
             state.posted += count;
+            drop(state);
+            queue.post_receive(&requests).map_err(|refused| refused.error)?;
         }
-        state.reserved += credits;
-        Ok(None)
+    }
+
+    /// Whether the buffers hang on a queue that many connections share.
+    fn is_shared(&self) -> bool {
+        self.queue.is_some()
     }
 }
 
@@ -224,6 +250,17 @@ impl ReceivePool {
 pub(crate) struct Slot {
     pub(crate) region: Arc<Region>,
     pub(crate) offset: usize,
+    length: usize,
+}
+
+impl Slot {
+    /// Writes into this buffer, and into no other of its region.
+    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
+        if offset.checked_add(bytes.len()).is_none_or(|end| end > self.length) {
+            return Err(Error::new(ErrorCode::Internal, "a segment is longer than its send buffer"));
+        }
+        self.region.memory().write(self.offset + offset, bytes)
+    }
 }
 
 /// Someone who waits for a send buffer.
@@ -261,28 +298,31 @@ impl SendPool {
         self.buffer_size as usize
     }
 
+    /// Registers buffers until there are `wanted`, or as many as there may be. One caller at a time.
     fn grow(&self, device: &dyn Device, wanted: u32) -> Result<()> {
-        let mut state = self.lock();
-        while state.registered < wanted.min(self.most) {
-            let count = SLAB.min(self.most - state.registered);
-            let region = allocate(device, self.buffer_size() * count as usize)?;
-            state.free.extend(
-                (0..count as usize)
-                    .map(|i| Slot { region: Arc::clone(&region), offset: i * self.buffer_size() }),
-            );
-            state.registered += count;
+        loop {
+            let registered = self.lock().registered;
+            if registered >= wanted.min(self.most) {
+                return Ok(());
+            }
+            let count = SLAB.min(self.most - registered);
+            let length = self.buffer_size();
+            let region = allocate(device, length * count as usize)?;
+            let slots =
+                (0..count as usize).map(|i| Slot { region: Arc::clone(&region), offset: i * length, length });
+            self.lock().registered += count;
+            self.give(slots);
         }
-        Ok(())
     }
 
-    /// Takes a buffer, if one is free.
-    pub(crate) fn take(&self) -> Option<Slot> {
-        self.lock().free.pop()
-    }
-
-    /// Tells `waiting`, once, when a buffer comes back.
-    pub(crate) fn wait(&self, waiting: Weak<dyn Waiting>) {
-        self.lock().waiting.push_back(waiting);
+    /// Takes a buffer, if one is free. Otherwise `waiting` is told, once, when one comes back.
+    pub(crate) fn take_or_wait(&self, waiting: Option<Weak<dyn Waiting>>) -> Option<Slot> {
+        let mut state = self.lock();
+        let slot = state.free.pop();
+        if slot.is_none() {
+            state.waiting.extend(waiting);
+        }
+        slot
     }
 
     /// Gives buffers back. The caller holds no lock that [`Waiting::slot_free`] might want.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use secure_rdma_rdma::{Completion, PathMtu, Result};
+use secure_rdma_rdma::{Completion, CompletionKind, PathMtu, Result};
 
 use crate::credit::Credits;
 use crate::framing::{Header, Kind, LENGTH_PREFIX, violation};
@@ -85,6 +85,9 @@ impl Receive {
         credits: &mut Credits,
         buffers: &Reservation,
     ) -> Result<Arrived> {
+        if completion.kind != CompletionKind::Receive {
+            return Err(violation("a WRITE with immediate"));
+        }
         let Some(immediate) = completion.immediate else {
             return Err(violation("a segment without an immediate"));
         };
@@ -117,8 +120,10 @@ impl Receive {
                 self.next_segment(completion, header.kind == Kind::Last, length, buffers)?
             }
         };
-        let is_data = !matches!(header.kind, Kind::Credit | Kind::End | Kind::Proof);
-        credits.buffer_free(is_data && self.ready_cost >= self.most_ready);
+        match header.kind {
+            Kind::Credit | Kind::End | Kind::Proof => credits.other_buffer_free(),
+            _ => credits.data_buffer_free(self.ready_cost >= self.most_ready),
+        }
         Ok(arrived)
     }
 

@@ -1,11 +1,11 @@
 //! The sending half of a connection: messages into segments, segments into work requests.
 
 use std::collections::VecDeque;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
 use secure_rdma_rdma::{
-    Completion, Error, ErrorCode, PathMtu, QueuePair, RKey, RemoteSlice, Result, SendFlags, SendOperation,
-    SendRequest, Slice, WorkId,
+    Completion, Error, ErrorCode, PathMtu, QueuePair, RKey, Region, RemoteSlice, Result, SendFlags,
+    SendOperation, SendRequest, Slice, WorkId,
 };
 use smallvec::SmallVec;
 
@@ -16,17 +16,26 @@ use crate::pool::{SendPool, Slot, Waiting};
 /// Work requests that are posted in one list.
 const LIST: usize = 32;
 
+/// What a waiting message costs beside its bytes.
+const MESSAGE_COST: usize = 64;
+
 /// What a connection has to send.
 #[derive(Debug)]
 pub(crate) struct Transmit {
     queue: VecDeque<Outgoing>,
     queued_bytes: usize,
     in_flight: VecDeque<InFlight>,
+    /// Buffers of requests that the device refused.
+    unposted: Vec<Slot>,
     next_work: u64,
     next_message: u64,
     done: u64,
     /// Work requests that may be outstanding. Two of the queue's are kept free: a probe and the drain marker.
     most_in_flight: usize,
+    /// Send buffers that may be outstanding: a peer that grants many credits and acknowledges nothing must not hold
+    /// what others need.
+    most_slots: usize,
+    slots: usize,
     /// Bytes per segment: what both the peer's receive buffers and our send buffers hold.
     segment: usize,
     /// Whether the pool knows that a buffer is wanted here.
@@ -65,6 +74,7 @@ struct InFlight {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum What {
     Segment,
+    Credit,
     /// The last segment of this message.
     Finishes(u64),
     Proof,
@@ -86,15 +96,19 @@ pub(crate) enum Done {
 }
 
 impl Transmit {
-    pub(crate) fn new(max_send: u32) -> Self {
+    /// `max_send` is the depth of the send queue, `most_slots` the share of the send buffers.
+    pub(crate) fn new(max_send: u32, most_slots: u16) -> Self {
         Self {
             queue: VecDeque::new(),
             queued_bytes: 0,
             in_flight: VecDeque::new(),
+            unposted: Vec::new(),
             next_work: 0,
             next_message: 0,
             done: 0,
             most_in_flight: (max_send as usize).saturating_sub(2).max(1),
+            most_slots: usize::from(most_slots).max(1),
+            slots: 0,
             segment: 0,
             asked_for_buffer: false,
             max_message: 0,
@@ -117,13 +131,19 @@ impl Transmit {
         self.queued_bytes
     }
 
+    /// What waiting messages cost: their bytes and, so that empty ones are bounded too, something each.
+    pub(crate) fn queued_cost(&self) -> usize {
+        self.queued_bytes + self.queue.len() * MESSAGE_COST
+    }
+
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.len()
     }
 
-    /// Whether no message waits or is unacknowledged. A probe does not count.
+    /// Whether no message waits or is unacknowledged. Probes and credits do not count.
     pub(crate) fn is_idle(&self) -> bool {
-        self.queue.is_empty() && self.in_flight.iter().all(|posted| posted.what == What::Probe)
+        let counts = |posted: &InFlight| !matches!(posted.what, What::Probe | What::Credit);
+        self.queue.is_empty() && !self.in_flight.iter().any(counts)
     }
 
     /// Queues a message. The caller has checked the limits.
@@ -211,22 +231,25 @@ impl Transmit {
             (false, true) if left <= self.segment => (Kind::Last, 0),
             (false, true) => (Kind::Middle, 0),
         };
-        let payload = left.min(self.segment - prefix);
+        let payload = left.min(self.segment.saturating_sub(prefix));
         let slot = if prefix + payload == 0 {
             None
         } else {
-            let Some(slot) = pool.take() else {
-                if !std::mem::replace(&mut self.asked_for_buffer, true) {
-                    self.counters.waits_for_buffer += 1;
-                    pool.wait(waiting());
-                }
+            if self.slots >= self.most_slots {
+                // One of its own will come back.
+                return Ok(None);
+            }
+            let wanted = (!self.asked_for_buffer).then(waiting);
+            let Some(slot) = pool.take_or_wait(wanted) else {
+                self.counters.waits_for_buffer += u64::from(!self.asked_for_buffer);
+                self.asked_for_buffer = true;
                 return Ok(None);
             };
-            let memory = slot.region.memory();
             if prefix > 0 {
-                memory.write(slot.offset, &(message.bytes.len() as u64).to_le_bytes())?;
+                slot.write(0, &(message.bytes.len() as u64).to_le_bytes())?;
             }
-            memory.write(slot.offset + prefix, &message.bytes[message.sent..message.sent + payload])?;
+            slot.write(prefix, &message.bytes[message.sent..message.sent + payload])?;
+            self.slots += 1;
             Some(slot)
         };
         message.sent += payload;
@@ -237,24 +260,24 @@ impl Transmit {
             what = What::Finishes(message.id);
             self.queue.pop_front();
         }
-        Ok(Some(self.segment(kind, slot, prefix + payload, what, credits)))
+        let header = Header { kind, credits: credits.spend() };
+        let local = slot.iter().map(|slot| Slice::new(&slot.region, slot.offset, prefix + payload)).collect();
+        Ok(Some(self.segment(header, slot, local, what)))
     }
 
     fn credit_segment(&mut self, credits: &mut Credits) -> SendRequest {
-        self.segment(Kind::Credit, None, 0, What::Segment, credits)
+        let header = Header { kind: Kind::Credit, credits: credits.spend() };
+        self.segment(header, None, SmallVec::new(), What::Credit)
     }
 
     fn segment(
         &mut self,
-        kind: Kind,
+        header: Header,
         slot: Option<Slot>,
-        length: usize,
+        local: SmallVec<[Slice; 1]>,
         what: What,
-        credits: &mut Credits,
     ) -> SendRequest {
-        let header = Header { kind, credits: credits.spend() };
         self.counters.segments += 1;
-        let local = slot.iter().map(|slot| Slice::new(&slot.region, slot.offset, length)).collect();
         let id = self.track(slot, what);
         SendRequest {
             id,
@@ -271,23 +294,17 @@ impl Transmit {
         work
     }
 
-    /// Sends the proof of path: one message that fills a packet of the path MTU.
+    /// Sends the proof of path: one message, the first bytes of `pattern`, that fills a packet of the path MTU.
     pub(crate) fn prove(
         &mut self,
         queue_pair: &dyn QueuePair,
         credits: &mut Credits,
-        pool: &SendPool,
+        pattern: &Arc<Region>,
         path_mtu: PathMtu,
     ) -> Result<()> {
-        let Some(slot) = pool.take() else {
-            return Err(Error::new(
-                ErrorCode::Resource,
-                "no send buffer is free for the proof of path: raise pool.sendBuffers",
-            ));
-        };
-        // A pattern, so that a capture shows what it is; a buffer may hold an older message of another connection.
-        slot.region.memory().write(slot.offset, &vec![0x5A; path_mtu.bytes()])?;
-        let request = self.segment(Kind::Proof, Some(slot), path_mtu.bytes(), What::Proof, credits);
+        let header = Header { kind: Kind::Proof, credits: credits.spend() };
+        let local = smallvec::smallvec![Slice::new(pattern, 0, path_mtu.bytes())];
+        let request = self.segment(header, None, local, What::Proof);
         self.post(queue_pair, &[request])
     }
 
@@ -316,9 +333,10 @@ impl Transmit {
             return Ok(());
         }
         queue_pair.post_send(list).map_err(|refused| {
-            // What was not posted will not complete.
+            // What was not posted will not complete. Its buffers come back with the next completion.
             let lost = list.len() - refused.posted;
-            self.in_flight.truncate(self.in_flight.len() - lost);
+            let unposted = self.in_flight.split_off(self.in_flight.len() - lost);
+            self.unposted.extend(unposted.into_iter().filter_map(|posted| posted.slot));
             refused.error
         })
     }
@@ -328,7 +346,10 @@ impl Transmit {
         let Some(posted) = self.in_flight.pop_front().filter(|posted| posted.work == completion.id) else {
             return Err(Error::new(ErrorCode::Internal, "a send completion came out of order"));
         };
+        let before = free.len();
         free.extend(posted.slot);
+        free.append(&mut self.unposted);
+        self.slots -= free.len() - before;
         Ok(match posted.what {
             What::Finishes(id) if completion.status.is_success() => {
                 self.done = id;

@@ -14,6 +14,15 @@ use crate::watch::Verdict;
 /// The upper layer of one connection.
 pub(crate) struct Upper(pub(crate) Arc<Channel>);
 
+/// `session` has let go: of a bring-up that failed, whose posted work must still be flushed before its buffers are
+/// anybody's again, or of a connection whose control channel has ended.
+impl Drop for Upper {
+    fn drop(&mut self) {
+        let error = Error::new(ErrorCode::Aborted, "the connection was given up before it was up");
+        self.0.let_go(error);
+    }
+}
+
 impl UpperLayer for Upper {
     fn post_receives(&self) -> Result<()> {
         let state = self.0.lock();
@@ -76,6 +85,9 @@ impl Channel {
             state.life = Life::Open;
             self.pump(state, after);
         });
+        if self.lock().peer_closed_early {
+            self.peer_closed();
+        }
     }
 
     fn tick(&self) -> Result<()> {

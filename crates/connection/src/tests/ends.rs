@@ -297,3 +297,53 @@ fn a_path_that_is_not_proven_is_told_in_the_devices_words_alone() {
     assert_eq!(error.code(), ErrorCode::Path);
     assert_eq!(error.message(), secure_rdma_rdma::WcStatus::RETRY_EXC_ERR.meaning());
 }
+
+#[test]
+fn a_peer_that_closes_before_we_know_that_we_are_connected_is_not_forgotten() {
+    for end_first in [true, false] {
+        let world = World::new();
+        let options = ConnectionOptions::default();
+        let [a, b] = world.proven(&options);
+        b.channel.open(None, "between two tests".to_owned());
+        b.channel.send(b"short and gone").unwrap();
+        b.channel.close();
+        if end_first {
+            b.until("its END to be acknowledged", |b| matches!(b.lock().life, Life::Closing { told: true }));
+        }
+        a.upper.peer_closed();
+        a.channel.open(None, "between two tests".to_owned());
+        a.until("the end", |a| closed(a).is_some());
+        if end_first {
+            assert_eq!(closed(&a.channel).unwrap().reason, CloseReason::PeerClosed);
+            assert_eq!(a.next().unwrap().unwrap(), b"short and gone");
+            assert_eq!(a.next().unwrap(), None);
+        }
+    }
+}
+
+#[test]
+fn a_bring_up_that_is_given_up_while_it_proves_the_path_leaves_nothing() {
+    let world = World::new();
+    let options = ConnectionOptions::default();
+    let keeper = world.pair(&options);
+    world.fabric.set_retry_budget(std::time::Duration::from_secs(60));
+    for _ in 0..300 {
+        world.fabric.pause();
+        drop(world.proving(&options));
+        world.fabric.resume();
+    }
+    until("only the keeper's queue pairs to be left", || world.fabric.counters().queue_pairs == 2);
+    drop(world.pair(&options));
+    drop(keeper);
+    until("everything to be unmade", || world.fabric.counters().all_unmade());
+}
+
+#[test]
+fn a_control_channel_that_vanishes_takes_the_connection_along() {
+    let world = World::new();
+    let [a, b] = world.pair(&ConnectionOptions::default());
+    let End { channel, upper } = a;
+    drop(upper);
+    assert_eq!(closed(&channel).unwrap().error.unwrap().code(), ErrorCode::Internal);
+    drop(b);
+}

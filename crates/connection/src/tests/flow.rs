@@ -160,7 +160,60 @@ fn a_full_receive_pool_refuses_by_name_and_recovers() {
     assert_eq!(error.code(), ErrorCode::ReceivePoolFull);
     assert!(error.message().contains("pool.receiveBuffers"), "{error}");
     drop(first);
-    drop(world.prepare(0, &options).unwrap());
+    super::until("the first one's place", || world.prepare(0, &options).is_ok());
     drop(second);
     super::until("everything to be unmade", || world.fabric.counters().all_unmade());
+}
+
+#[test]
+fn sends_that_nobody_awaits_are_bounded_even_when_they_are_empty() {
+    let world = World::new();
+    let options =
+        ConnectionOptions { send_buffer_size: 64_000, receive_buffer_size: 1, ..Default::default() };
+    let [a, _b] = world.pair(&options);
+    for length in [0, 1] {
+        let accepted = (0..10_000).take_while(|i| a.channel.send(&message(*i, length)).is_ok()).count();
+        assert!(accepted < 1100, "{accepted} messages of {length} bytes were taken in");
+    }
+}
+
+#[test]
+fn an_idle_connection_falls_silent_whatever_its_credits() {
+    for credits in [4, 5, 16] {
+        let world = World::new();
+        let [a, b] = world.pair(&ConnectionOptions { credits, ..Default::default() });
+        a.channel.send(b"x").unwrap();
+        assert_eq!(b.next().unwrap().unwrap(), b"x");
+        world.fabric.settle();
+        let sent = [a.channel.stats().segments_sent, b.channel.stats().segments_sent];
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert_eq!(
+            [a.channel.stats().segments_sent, b.channel.stats().segments_sent],
+            sent,
+            "{credits} credits"
+        );
+        assert!(sent.iter().sum::<u64>() < 10, "{sent:?} segments for one message with {credits} credits");
+    }
+}
+
+#[test]
+fn a_peer_that_acknowledges_nothing_leaves_send_buffers_to_the_others() {
+    let world = World::new();
+    let pool = PoolOptions { send_buffers: 16, ..Default::default() };
+    let options = ConnectionOptions { pool, credits: 8, ..Default::default() };
+    let [silent, _] = world.pair(&options);
+    let [a, b] = world.pair(&options);
+    // It grants whatever one could wish for, and then its acknowledgements stop.
+    silent.channel.with(|state, _| state.credits.receive(1000)).unwrap();
+    world.fabric.pause();
+    for i in 0..100 {
+        silent.channel.send(&message(i, 4096)).unwrap();
+        a.channel.send(&message(i, 4096)).unwrap();
+    }
+    assert_eq!(silent.channel.stats().work_in_flight, 8);
+    assert!(a.channel.stats().work_in_flight > 0);
+    world.fabric.resume();
+    for i in 0..100 {
+        assert_eq!(b.next().unwrap().unwrap(), message(i, 4096));
+    }
 }

@@ -189,3 +189,14 @@ fn a_proof_of_the_wrong_length_is_refused() {
         end.until("the end", |end| matches!(end.lock().life, Life::Over(_)));
     }
 }
+
+#[test]
+fn receive_buffers_too_small_for_a_packet_are_refused_before_anything_is_sent() {
+    let world = World::new();
+    for segment_size in [0, 1, 7, 8, 9, 255, 1023] {
+        let prepared = world.prepare(0, &ConnectionOptions::default()).unwrap();
+        let terms = Terms { max_message_size: 50_000, segment_size, credits: 16 };
+        let error = prepared.upper.adopt(&terms, PathMtu::Bytes1024).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::Offer, "{segment_size}");
+    }
+}

@@ -63,6 +63,24 @@ impl World {
 
     /// A connection that is up.
     pub(crate) fn pair(&self, options: &ConnectionOptions) -> [End; 2] {
+        let ends = self.proven(options);
+        for end in &ends {
+            end.channel.open(None, "between two tests".to_owned());
+        }
+        ends
+    }
+
+    /// A connection whose path is proven and that nobody has been told of.
+    pub(crate) fn proven(&self, options: &ConnectionOptions) -> [End; 2] {
+        let ends = self.proving(options);
+        for end in &ends {
+            wait(poll_fn(|cx| end.upper.poll_path_proven(cx))).unwrap();
+        }
+        ends
+    }
+
+    /// Two queue pairs in RTS whose proofs of path are on the wire.
+    pub(crate) fn proving(&self, options: &ConnectionOptions) -> [End; 2] {
         let prepared = [0, 1].map(|i| self.prepare(i, options).unwrap());
         let queue_pairs = [0, 1].map(|i| Arc::clone(&prepared[i].queue_pair));
         for queue_pair in &queue_pairs {
@@ -76,10 +94,6 @@ impl World {
         self.connect(&queue_pairs);
         for upper in &uppers {
             upper.prove_path().unwrap();
-        }
-        for upper in &uppers {
-            wait(poll_fn(|cx| upper.poll_path_proven(cx))).unwrap();
-            upper.0.open(None, "between two tests".to_owned());
         }
         uppers.map(|upper| End { channel: Arc::clone(&upper.0), upper })
     }
