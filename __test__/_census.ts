@@ -41,11 +41,22 @@ function devices(): [string, number][] {
   return inGuest ? Object.entries(rdmaResources()).map(([kind, count]) => [`rdma ${kind}`, count]) : []
 }
 
-/** Counts now. */
-export function census(): Census {
+function count(): Census {
   const counts: Census = {}
   for (const name of [...descriptors(), ...threads()]) counts[name] = (counts[name] ?? 0) + 1
   return Object.assign(counts, Object.fromEntries(devices()))
+}
+
+/** Counts, when they have not changed for a while: what was closed before may still be on its way out. */
+export async function census(): Promise<Census> {
+  let counts = count()
+  for (let same = 0; same < 3;) {
+    await sleep(100)
+    const next = count()
+    same = difference(counts, next).length === 0 ? same + 1 : 0
+    counts = next
+  }
+  return counts
 }
 
 /** What is different, as `name: before → after`. */
@@ -65,10 +76,10 @@ export function collectGarbage(): void {
 /** Asserts that all is as it was, at the latest after `within` milliseconds. */
 export async function assertAsBefore(t: ExecutionContext, before: Census, within = 5000): Promise<void> {
   const began = performance.now()
-  let left = difference(before, census())
+  let left = difference(before, count())
   while (left.length > 0 && performance.now() - began < within) {
     await sleep(50)
-    left = difference(before, census())
+    left = difference(before, count())
   }
   t.deepEqual(left, [], `this is left, or missing, after ${within} ms`)
 }

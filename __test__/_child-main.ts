@@ -2,13 +2,11 @@
 
 import { runInThisContext } from 'node:vm'
 import * as rdma from 'secure-rdma'
-import { numbered, numberOf } from './_numbered.js'
+import * as messages from './_numbered.js'
 
 /** What a task finds in the child. Tasks travel as source text, so it is all that they find, beside Node's globals. */
-export interface Scope {
+export type Scope = typeof messages & {
   rdma: typeof rdma
-  numbered: typeof numbered
-  numberOf: typeof numberOf
   /** What one task leaves for the next. */
   kept: {
     server: rdma.Server
@@ -28,7 +26,7 @@ export interface Answer {
   error?: { name: string; message: string; code: string; stack: string }
 }
 
-const scope: Scope = { rdma, numbered, numberOf, kept: { count: 0, promises: [] } as unknown as Scope['kept'] }
+const scope: Scope = { rdma, ...messages, kept: { count: 0, promises: [] } as unknown as Scope['kept'] }
 
 function describe(error: unknown): Required<Answer>['error'] {
   const { name, message, code, stack } = error as Error & { code?: unknown }

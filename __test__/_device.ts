@@ -65,11 +65,10 @@ function asked(): TestDevice | undefined {
 export type DeviceTest = (t: ExecutionContext, place: Place) => void | Promise<void>
 
 function register(title: string, which: readonly Place[], implementation: DeviceTest): void {
-  // The guest's wire, filters and counters are one for all: there tests run one at a time.
-  const add = testDevice === 'rxe' ? test.serial : test
+  // One at a time: wire, filters and counters are one for all in the guest, and a census of what is open is anywhere.
   if (which.length === 0) test.skip(`[no device] ${title}`, () => undefined)
   for (const place of which) {
-    add(`[${place.name}] ${title}`, async (t) => {
+    test.serial(`[${place.name}] ${title}`, async (t) => {
       await assertDevices(place)
       await implementation(t, place)
     })

@@ -119,7 +119,7 @@ function numbers(lines: string[]): { captured: number; received: number; dropped
 export interface Dropping {
   /** Packets that it has met so far. */
   packets(): number
-  /** Lets packets pass again. */
+  /** Lets packets pass again. A second time does nothing. */
   stop(): void
 }
 
@@ -133,6 +133,7 @@ let tables = 0
 export function drop(...matches: string[]): Dropping {
   const table = `test${++tables}`
   const rules = matches.map((match) => `${match} counter drop`).join('\n')
+  let isOver = false
   run('nft', `table inet ${table} {\n chain in {\n type filter hook input priority 0;\n${rules}\n }\n}`)
   return {
     packets: () => {
@@ -140,6 +141,8 @@ export function drop(...matches: string[]): Dropping {
       return [...text.matchAll(/counter packets (\d+)/g)].reduce((sum, [, packets]) => sum + Number(packets), 0)
     },
     stop: () => {
+      if (isOver) return
+      isOver = true
       run('nft', 'delete', 'table', 'inet', table)
     },
   }

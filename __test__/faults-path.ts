@@ -7,7 +7,7 @@ import { connect, type Connection, type RdmaError, type Server } from 'secure-rd
 import { assertAsBefore, census } from './_census.js'
 import { rxeTest } from './_device.js'
 import { drop, type Dropping } from './_guest.js'
-import { numbered, numberOf } from './_numbered.js'
+import { receiveNumbered, sendNumbered } from './_numbered.js'
 import { join, serve, since, warmUp, type Served } from './_peers.js'
 
 /** All of RDMA's packets. */
@@ -23,13 +23,10 @@ interface Failure {
 /** Has packets dropped until `stop`, or the end of the test. */
 function cut(t: ExecutionContext, match: string): Dropping {
   const dropping = drop(match)
-  let isOver = false
-  const stop = (): void => {
-    if (!isOver) dropping.stop()
-    isOver = true
-  }
-  t.teardown(stop)
-  return { packets: () => dropping.packets(), stop }
+  t.teardown(() => {
+    dropping.stop()
+  })
+  return dropping
 }
 
 function failures(t: ExecutionContext): Failure[] {
@@ -44,7 +41,7 @@ function failures(t: ExecutionContext): Failure[] {
 async function failsWhile(t: ExecutionContext, { server, toServer }: Served, match: string): Promise<void> {
   await warmUp({ server, toServer })
   const told = failures(t)
-  const before = census()
+  const before = await census()
   const accepting = server.accept()
   const dropping = cut(t, match)
 
@@ -96,7 +93,7 @@ async function ending(connection: Connection, began: number): Promise<{ after: n
 rxeTest('a cut while both sides only wait ends both within 5 s', async (t, place) => {
   const served = await serve(t, place)
   await warmUp(served)
-  const before = census()
+  const before = await census()
   const { client, accepted } = await join(t, served)
   const receives = [client.receive(), accepted.receive()]
   for (const receive of receives) receive.catch(() => undefined)
@@ -121,37 +118,12 @@ rxeTest('a cut while both sides only wait ends both within 5 s', async (t, place
   await assertAsBefore(t, before)
 })
 
-/** Sends numbered messages, a few in flight, until told to stop; gives their number. */
-async function sendUntil(connection: Connection, stop: AbortSignal): Promise<number> {
-  let count = 0
-  const flying = new Set<Promise<void>>()
-  while (!stop.aborted) {
-    const sent = connection.send(numbered(count++)).finally(() => flying.delete(sent))
-    flying.add(sent)
-    if (flying.size >= 16) await Promise.race(flying)
-  }
-  await Promise.all(flying)
-  await connection.end()
-  return count
-}
-
-/** Receives numbered messages until the end; gives their number. */
-async function receiveAll(connection: Connection): Promise<number> {
-  let count = 0
-  for await (const message of connection) {
-    const index = numberOf(message)
-    if (index !== count) throw new Error(`message ${index} came where ${count} was due`)
-    count++
-  }
-  return count
-}
-
 rxeTest('a blackhole of 2 s under load loses nothing', async (t, place) => {
   const served = await serve(t, place)
   const { client, accepted } = await join(t, served)
   const stop = new AbortController()
-  const received = [receiveAll(client), receiveAll(accepted)]
-  const sent = [sendUntil(accepted, stop.signal), sendUntil(client, stop.signal)]
+  const received = [receiveNumbered(client), receiveNumbered(accepted)]
+  const sent = [sendNumbered(accepted, stop.signal), sendNumbered(client, stop.signal)]
   await sleep(1000)
   const dropping = cut(t, ROCE)
   await sleep(200)
