@@ -42,7 +42,7 @@ export interface QueuePairOptions {
 export interface PoolOptions {
   /** Bytes of one buffer, 4096 to 1048576. Default 4096. A message takes as many as it needs. */
   bufferSize?: number | undefined
-  /** Receive buffers at the most, 2 to 1048576. Default 16384. Each connection reserves `credits` of them. */
+  /** Receive buffers at the most, 4 to 1048576. Default 16384. Each connection reserves `credits` of them. */
   receiveBuffers?: number | undefined
   /** Send buffers at the most, 1 to 1048576. Default 256. */
   sendBuffers?: number | undefined
@@ -110,11 +110,14 @@ export interface CommonOptions {
 
   /** The longest message that this side takes, in bytes, 1 to 2147483648. Default 1048576. Longer ones the peer's `send` refuses. */
   maxMessageSize?: number | undefined
-  /** Bytes of messages that may wait to be sent, 1 to 2^40. Default 16777216. Beyond it `send` rejects at once. */
+  /**
+   * Bytes of messages that may wait to be sent, each with 64 bytes besides its own, 1 to 2^40. Default 16777216. Beyond it
+   * `send` rejects at once.
+   */
   sendBufferSize?: number | undefined
   /** Bytes of messages that may wait to be read before the peer has to wait, 1 to 2^40. Default 1048576. */
   receiveBufferSize?: number | undefined
-  /** Receive buffers that are posted for the peer, 2 to 4096. Default 16. */
+  /** Receive buffers that are posted for the peer, 4 to 4096. Default 16. */
   credits?: number | undefined
   /** The buffers that connections share. */
   pool?: PoolOptions | undefined
@@ -180,7 +183,7 @@ const queuePair: Checks<QueuePairOptions> = {
 
 const pool: Checks<PoolOptions> = {
   bufferSize: whole(4096, 1 << 20, 'bytes'),
-  receiveBuffers: whole(2, 1 << 20),
+  receiveBuffers: whole(4, 1 << 20),
   sendBuffers: whole(1, 1 << 20),
 }
 
@@ -242,7 +245,7 @@ const common: Checks<Normal> = {
   maxMessageSize: whole(1, 2 ** 31, 'bytes'),
   sendBufferSize: whole(1, 2 ** 40, 'bytes'),
   receiveBufferSize: whole(1, 2 ** 40, 'bytes'),
-  credits: whole(2, 4096),
+  credits: whole(4, 4096),
   pool: (value, name) => members<PoolOptions>(value, name, pool),
   pathProbeInterval: whole(0, DAY, 'milliseconds'),
   pathTimeout: whole(1, DAY, 'milliseconds'),

@@ -148,8 +148,8 @@ impl Connection {
         self.0.channel.end()
     }
 
-    /// Begins an orderly close: what is queued is sent, then the peer is told. [`Connection::closed`] tells the end,
-    /// at the latest after `close_timeout`.
+    /// Begins an orderly close: what is queued is sent, within `close_timeout`; then the peer is told, and has the
+    /// session's `close_timeout` to answer. [`Connection::closed`] tells the end.
     pub fn close(&self) {
         self.0.channel.close();
     }
