@@ -1,3 +1,4 @@
+import { inspect } from 'node:util'
 import { toPeer, type Peer } from './peer.js'
 import type { NativeQuestion } from '#binding'
 
@@ -21,6 +22,16 @@ async function decide(authorize: ((peer: Peer) => unknown) | undefined, peer: Pe
     if ((await authorize?.(peer)) === true) return undefined
     return 'authorize did not return true'
   } catch (error) {
-    return `authorize threw: ${error instanceof Error ? error.message : String(error)}`
+    return `authorize threw: ${describe(error)}`
+  }
+}
+
+/** Anything can be thrown, also what cannot be made a string of. */
+function describe(error: unknown): string {
+  try {
+    const what: unknown = error instanceof Error ? error.message : error
+    return typeof what === 'string' ? what : inspect(what)
+  } catch {
+    return 'something that cannot be shown'
   }
 }

@@ -63,6 +63,9 @@ export interface SignalOptions {
 /** What a message can be given as. Text is not taken: its encoding is yours to choose. */
 export type MessageBytes = ArrayBufferView | ArrayBufferLike
 
+/** Messages that are given out before the event loop has its turn. */
+const SERVED_AT_ONCE = 64
+
 /** What the constructor wants to see, so that nobody else constructs. */
 const key = Symbol('secure-rdma')
 
@@ -79,8 +82,10 @@ export class Connection implements AsyncDisposable {
   readonly #native: NativeConnection
   readonly #id: number
   readonly #hold: Hold
-  readonly #sends = new Map<number, Waiting<void>>()
+  readonly #sends = new Map<number, Set<Waiting<void>>>()
   readonly #receives = new PromiseQueue<Buffer | null>()
+  /** Messages given out since the event loop last had its turn. */
+  #served = 0
   readonly #over = defer<Closed>()
   #outcome: Closed | undefined
   #destroyedWith: Error | undefined
@@ -250,30 +255,40 @@ export class Connection implements AsyncDisposable {
   #acknowledged(id: number, signal: AbortSignal | undefined): Promise<void> {
     return new Promise((resolve, reject) => {
       const stop = onAbort(signal, (signal) => {
-        this.#sends.delete(id)
+        this.#forgetSend(id, waiting)
         const withdrawn = this.#native.withdraw(id)
         const what = withdrawn ? 'the message was not sent' : 'the message had been begun and may still arrive'
         reject(abortError(signal, `The send was aborted; ${what}`))
       })
-      this.#sends.set(id, {
+      const waiting = {
         resolve: () => {
           stop()
           resolve()
         },
-        reject: (error) => {
+        reject: (error: Error) => {
           stop()
           reject(error)
         },
-      })
+      }
+      // Several may wait for one id: each call of end() waits for the same.
+      const others = this.#sends.get(id)
+      if (others) others.add(waiting)
+      else this.#sends.set(id, new Set([waiting]))
       this.#settleSends()
     })
   }
 
+  #forgetSend(id: number, waiting: Waiting<void>): void {
+    const others = this.#sends.get(id)
+    others?.delete(waiting)
+    if (others?.size === 0) this.#sends.delete(id)
+  }
+
   #news(): void {
+    // Asked first: what has arrived before the end must be given out before the end is told.
+    const closed = this.#outcome ? undefined : this.#native.closed()
     this.#settleSends()
     this.#serve()
-    if (this.#outcome) return
-    const closed = this.#native.closed()
     if (closed) this.#finish(closed)
   }
 
@@ -284,15 +299,22 @@ export class Connection implements AsyncDisposable {
     for (const [id, send] of this.#sends) {
       if (id > sent) break
       this.#sends.delete(id)
-      send.resolve()
+      for (const waiting of send) waiting.resolve()
     }
   }
 
   /** Gives messages to those who wait for them. */
   #serve(): void {
-    while (!this.#receives.isEmpty) {
+    while (!this.#receives.isEmpty && this.#served < SERVED_AT_ONCE) {
       const received = this.#native.receive()
       if (received === false) return
+      // A peer that sends without pause must not keep timers, signals and other connections from their turn.
+      if (this.#served++ === 0) {
+        setImmediate(() => {
+          this.#served = 0
+          this.#serve()
+        })
+      }
       if (received === null || Buffer.isBuffer(received)) this.#receives.resolve(received)
       else this.#receives.reject(toRdmaError(received as NativeError, this.#destroyedWith))
     }
@@ -307,7 +329,7 @@ export class Connection implements AsyncDisposable {
     // All that was acknowledged has been settled: the rest never will be.
     const unsent =
       native ?? new RdmaError('ERR_RDMA_CLOSED', "the connection was closed before the peer's device had the message")
-    for (const send of this.#sends.values()) send.reject(unsent)
+    for (const send of this.#sends.values()) for (const waiting of send) waiting.reject(unsent)
     this.#sends.clear()
     this.#over.resolve(this.#outcome)
   }

@@ -324,7 +324,8 @@ impl Channel {
                 self.pump(state, after);
                 Ok(id)
             }
-            Life::Ended | Life::Closing { .. } => Ok(state.transmit.done()),
+            // The same end: its id tells when the peer's device has been told.
+            Life::Ended | Life::Closing { .. } => Ok(state.transmit.end_id()),
             life => Err(over(life)),
         })
     }

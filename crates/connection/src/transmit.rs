@@ -29,6 +29,7 @@ pub(crate) struct Transmit {
     unposted: Vec<Slot>,
     next_work: u64,
     next_message: u64,
+    end_id: u64,
     done: u64,
     /// Work requests that may be outstanding. Two of the queue's are kept free: a probe and the drain marker.
     most_in_flight: usize,
@@ -105,6 +106,7 @@ impl Transmit {
             unposted: Vec::new(),
             next_work: 0,
             next_message: 0,
+            end_id: 0,
             done: 0,
             most_in_flight: (max_send as usize).saturating_sub(2).max(1),
             most_slots: usize::from(most_slots).max(1),
@@ -156,7 +158,13 @@ impl Transmit {
 
     /// Queues the end of this direction.
     pub(crate) fn enqueue_end(&mut self) -> u64 {
-        self.push(Vec::new(), true)
+        self.end_id = self.push(Vec::new(), true);
+        self.end_id
+    }
+
+    /// The id of the end, once it is queued.
+    pub(crate) fn end_id(&self) -> u64 {
+        self.end_id
     }
 
     fn push(&mut self, bytes: Vec<u8>, end: bool) -> u64 {

@@ -176,11 +176,9 @@ impl<U: UpperLayer> Bringup<U, Init> {
         let attr = QpAttr {
             pkey_index: Some(options.pkey_index),
             port: Some(local.port),
-            // Remote rights at the queue pair: a zero-length WRITE is how an idle path is probed, and regions and
-            // windows say what may really be touched.
-            access: Some(
-                Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ | Access::REMOTE_ATOMIC,
-            ),
+            // The right to WRITE, because a WRITE of no bytes is how an idle path is probed; no region can be written to.
+            // No more than is used: some devices refuse atomics outright.
+            access: Some(Access::LOCAL_WRITE | Access::REMOTE_WRITE),
             ..QpAttr::to(QpState::Init)
         };
         let transitions = Vec::with_capacity(3);

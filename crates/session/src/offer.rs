@@ -1,6 +1,7 @@
 //! The offer: one side's parameters. What can be decoded is in range; there is no offer with an impossible value.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use minicbor::Encoder;
 use secure_rdma_rdma::{PathMtu, Psn, Qpn};
@@ -15,7 +16,12 @@ pub const VERSION: u32 = 1;
 pub(crate) const MAX_DEVICE_PART: usize = 1024;
 
 const BINDING_LENGTH: usize = 32;
+/// A receive buffer holds at least the smallest packet; one that holds less than the agreed path MTU is refused by the
+/// upper layer.
+const MIN_SEGMENT: u64 = 256;
 const MAX_SEGMENT: u64 = 1 << 30;
+/// With fewer, two sides could wait for each other.
+const MIN_CREDITS: u64 = 4;
 const MAX_MESSAGE: u64 = (1 << 53) - 1;
 
 const KEY_VERSION: i64 = 1;
@@ -219,11 +225,23 @@ impl Offer {
                     fields,
                     KEY_MAX_MESSAGE_SIZE,
                     "max message size",
-                    MAX_MESSAGE,
+                    1..=MAX_MESSAGE,
                     "1 to 2^53-1",
                 )?,
-                segment_size: ranged(fields, KEY_SEGMENT_SIZE, "segment size", MAX_SEGMENT, "1 to 2^30")?,
-                credits: ranged(fields, KEY_CREDITS, "credits", u64::from(u16::MAX), "1 to 65535")?,
+                segment_size: ranged(
+                    fields,
+                    KEY_SEGMENT_SIZE,
+                    "segment size",
+                    MIN_SEGMENT..=MAX_SEGMENT,
+                    "256 to 2^30",
+                )?,
+                credits: ranged(
+                    fields,
+                    KEY_CREDITS,
+                    "credits",
+                    MIN_CREDITS..=u64::from(u16::MAX),
+                    "4 to 65535",
+                )?,
             },
             device_part: device_part.to_vec(),
             binding: <[u8; BINDING_LENGTH]>::try_from(binding)
@@ -240,19 +258,19 @@ fn narrow<T: TryFrom<u64>>(wide: u64) -> Option<T> {
     T::try_from(wide).ok()
 }
 
-/// From 1 to `most`.
+/// A number within `range`.
 fn ranged<T: TryFrom<u64>>(
     fields: &Fields<'_>,
     key: i64,
     name: &'static str,
-    most: u64,
+    range: RangeInclusive<u64>,
     allowed: &'static str,
 ) -> Result<T, FrameError> {
     let number = fields.number(key, name)?;
-    let inside = Some(number).filter(|number| (1..=most).contains(number)).and_then(narrow);
+    let inside = Some(number).filter(|number| range.contains(number)).and_then(narrow);
     inside.ok_or_else(|| value(name, number, allowed).into())
 }
 
 fn depth(fields: &Fields<'_>, key: i64, name: &'static str) -> Result<u8, FrameError> {
-    ranged(fields, key, name, 128, "1 to 128")
+    ranged(fields, key, name, 1..=128, "1 to 128")
 }

@@ -28,6 +28,13 @@ where
     Blocking(tokio::task::spawn_blocking(work))
 }
 
+impl<T> Drop for Blocking<T> {
+    /// What has not begun need not: a crowd that gave up must not keep the pool busy for those who come after it.
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 impl<T> Future for Blocking<T> {
     type Output = Result<T>;
 

@@ -30,12 +30,13 @@ fn end_is_found_behind_the_last_message_and_the_other_way_goes_on() {
     for i in 0..100 {
         a.channel.send(&message(i, 9000)).unwrap();
     }
-    a.channel.end().unwrap();
+    assert_eq!(a.channel.end().unwrap(), 101);
     assert_eq!(a.channel.send(&[1]).unwrap_err().code(), ErrorCode::Ended);
     for i in 0..100 {
         assert_eq!(b.next().unwrap().unwrap(), message(i, 9000));
     }
     assert_eq!(b.next().unwrap(), None);
+    assert_eq!(a.channel.end().unwrap(), 101, "a second end() is the same end");
     b.channel.send(b"still here").unwrap();
     assert_eq!(a.next().unwrap().unwrap(), b"still here");
 }
