@@ -149,12 +149,17 @@ fn agree(own: &Own, peer: Offer, peer_binding: &[u8; 32]) -> Result<Agreed> {
     if !same_binding(&peer.binding, peer_binding) {
         return Err(FrameError::from(OfferError::Binding).into());
     }
+    let path_mtu = own.path_mtu.min(peer.path_mtu);
+    let segment_size = peer.terms.segment_size;
+    if u64::from(segment_size) < path_mtu.bytes() as u64 {
+        return Err(FrameError::from(OfferError::Segment { segment_size, path_mtu }).into());
+    }
     Ok(Agreed {
         version: peer.common_version(),
         peer: PeerStart {
             qpn: peer.qpn,
             psn: peer.psn,
-            path_mtu: own.path_mtu.min(peer.path_mtu),
+            path_mtu,
             responder_resources: own.responder_resources.min(peer.initiator_depth),
             terms: peer.terms,
         },

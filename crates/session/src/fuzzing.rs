@@ -46,7 +46,7 @@ pub fn offer(fields: &[u8]) {
     let body = [&[0x82, 0x01][..], fields].concat();
     let Ok(Frame::Offer(offer)) = Frame::decode(&body) else { return };
     assert!((1..=128).contains(&offer.initiator_depth) && (1..=128).contains(&offer.responder_resources));
-    assert!(offer.terms.credits >= 1 && offer.terms.segment_size >= 1 && offer.terms.max_message_size >= 1);
+    assert!(offer.terms.credits >= 4 && offer.terms.segment_size >= 256 && offer.terms.max_message_size >= 1);
     assert!(offer.min_version <= VERSION && VERSION <= offer.version && offer.device_part.len() <= 1024);
     frame(&body);
 }

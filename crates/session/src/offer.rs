@@ -16,8 +16,7 @@ pub const VERSION: u32 = 1;
 pub(crate) const MAX_DEVICE_PART: usize = 1024;
 
 const BINDING_LENGTH: usize = 32;
-/// A receive buffer holds at least the smallest packet; one that holds less than the agreed path MTU is refused by the
-/// upper layer.
+/// A receive buffer holds at least the smallest packet. Whether it holds one of the agreed path MTU, the exchange judges.
 const MIN_SEGMENT: u64 = 256;
 const MAX_SEGMENT: u64 = 1 << 30;
 /// With fewer, two sides could wait for each other.
@@ -54,7 +53,8 @@ pub struct Offer {
     pub responder_resources: u8,
     /// READs and atomics that it wants outstanding, 1 to 128.
     pub initiator_depth: u8,
-    /// What its upper layer states: message size 1 to 2^53−1, segment size 1 to 2^30, credits 1 to 65535.
+    /// What its upper layer states: message size 1 to 2^53−1, segment size 256 to 2^30 and at least
+    /// the agreed path MTU, credits 4 to 65535.
     pub terms: Terms,
     /// Its device's part, at most 1024 bytes, opaque here.
     pub device_part: Vec<u8>,
@@ -96,6 +96,13 @@ pub enum OfferError {
         /// What is allowed.
         allowed: &'static str,
     },
+    /// Its receive buffers do not hold a packet of the agreed path MTU.
+    Segment {
+        /// Bytes of its receive buffers.
+        segment_size: u32,
+        /// The agreed path MTU.
+        path_mtu: PathMtu,
+    },
     /// It is bound to another TLS session, or to the other role: replayed, relayed or reflected.
     Binding,
 }
@@ -114,6 +121,11 @@ impl fmt::Display for OfferError {
             Self::Value { field, value: None, allowed } => {
                 write!(f, "the offer's {field} is out of range: {allowed} is allowed")
             }
+            Self::Segment { segment_size, path_mtu } => write!(
+                f,
+                "the offer's segment size is {segment_size}: at least one packet of the agreed path MTU, {path_mtu}, is \
+                 needed"
+            ),
             Self::Binding => {
                 f.write_str("the offer is bound to another TLS session: it was replayed or relayed")
             }

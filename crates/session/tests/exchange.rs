@@ -11,7 +11,7 @@ use common::stub::{Path, StubHost};
 use common::{World, eventually};
 use rustls::pki_types::ServerName;
 use secure_rdma_rdma::{Error, ErrorCode, PathMtu, Phase, QpState};
-use secure_rdma_session::{Frame, Listener, Offer};
+use secure_rdma_session::{Frame, Listener, Offer, Terms};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
@@ -123,6 +123,15 @@ async fn an_offer_of_another_session_or_role_is_refused() {
     client.send_offer(Offer { device_part: gid, ..client.offer() }).await;
     let (code, message) = client.error().await;
     assert!(code == "ERR_RDMA_OFFER" && message.contains("not the TLS peer's address"), "{message}");
+    // Receive buffers that do not hold a packet of the agreed path MTU, 1024.
+    for segment_size in [256, 1023] {
+        let mut client = RawClient::new(&world, port).await;
+        let terms = Terms { segment_size, ..client.offer().terms };
+        client.send_offer(Offer { terms, ..client.offer() }).await;
+        let (code, message) = client.error().await;
+        assert_eq!(code, "ERR_RDMA_OFFER", "{message}");
+        assert!(message.contains(&format!("segment size is {segment_size}")), "{message}");
+    }
     // The positive control.
     let mut client = RawClient::new(&world, port).await;
     client.bring_up().await;
