@@ -17,7 +17,7 @@ use crate::frame::Frame;
 use crate::pending::Progress;
 use crate::report::Stopwatch;
 use crate::tls::{Secured, Suspect, closed_by_peer};
-use crate::way::{Blocking, Described, Made, Start, make, to_rtr, to_rts};
+use crate::way::{Blocking, Described, Made, Start, Waiting, make, to_rtr, to_rts};
 use crate::{
     Bringup, CertificateNames, Control, Established, ExposedSecrets, Host, Report, Role, Rtr, Rts,
     SessionOptions, TlsAddresses, UpperLayer,
@@ -40,7 +40,7 @@ impl From<Error> for Failure {
 /// How far the bring-up is.
 enum Way<U> {
     Init(Start<U>),
-    ToRtr(Blocking<(Bringup<U, Rtr>, Described)>),
+    ToRtr(Waiting<(Bringup<U, Rtr>, Described)>),
     Rtr(Bringup<U, Rtr>),
     ToRts(Blocking<Bringup<U, Rts>>),
     /// In RTS; the proof is under way.

@@ -7,7 +7,7 @@ use secure_rdma_rdma::{Error, ErrorCode, Result};
 use tokio::runtime::{Builder, Handle};
 
 /// Threads for blocking calls (device opening, address resolution, INIT→RTR). They end after 10 s without work.
-const BLOCKING_THREADS: usize = 32;
+pub(crate) const BLOCKING_THREADS: usize = 32;
 
 /// A current-thread tokio runtime on a thread named `secure-rdma-ctl`, which lives as long as the process: what it
 /// touches is leaked on purpose, so that `exit` handlers cannot pull it away under the thread.

@@ -10,17 +10,35 @@ use secure_rdma_rdma::{
     Error, ErrorCode, Establish, Gid, LinkLayer, LocalAddress, PathContext, PathMtu, Phase, Psn, Qpn, Result,
     Route,
 };
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use crate::exchange::Agreed;
 use crate::offer::{MAX_DEVICE_PART, Offer, VERSION};
 use crate::{Bringup, Host, Init, Prepared, Rtr, Rts, SessionOptions, Terms, TlsAddresses, UpperLayer};
 
-/// A call on the pool for blocking calls. When this is dropped, the result is dropped as soon as there is one.
+/// Paths that are looked for at once. A look-up that nobody answers takes seconds, so that these have half of the
+/// pool's threads: the calls that take no time, and other people's, are never behind them.
+const PATHS: usize = crate::runtime::BLOCKING_THREADS / 2;
+
+static LOOKING: Semaphore = Semaphore::const_new(PATHS);
+
+/// A call on the pool for blocking calls. When this is dropped a call that has not begun never will, and the result of
+/// one that has is dropped as soon as there is one.
 pub(crate) struct Blocking<T>(JoinHandle<Result<T>>);
 
+/// A call that waits for its place before it is on the pool. When this is dropped while it waits, so is at once whatever
+/// the call holds: handshakes that have ended leave no queue pairs behind in a queue.
+pub(crate) type Waiting<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
+
+impl<T> Drop for Blocking<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// Runs `work` on that pool.
-pub(crate) fn blocking<T, F>(work: F) -> Blocking<T>
+fn blocking<T, F>(work: F) -> Blocking<T>
 where
     T: Send + 'static,
     F: FnOnce() -> Result<T> + Send + 'static,
@@ -46,6 +64,23 @@ impl<T> Future for Blocking<T> {
             }
         })
     }
+}
+
+/// Runs `work` on that pool when it is its turn among those that look for paths.
+fn looking<T, F>(work: F) -> Waiting<T>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T> + Send + 'static,
+{
+    Box::pin(async move {
+        let place = LOOKING.acquire().await;
+        let looked = blocking(move || {
+            // Until the call returns, also when nobody waits for it any more.
+            let _place = place;
+            work()
+        });
+        looked.await
+    })
 }
 
 /// What is made before the offer: a queue pair in INIT.
@@ -149,9 +184,9 @@ pub(crate) fn to_rtr<U: UpperLayer>(
     local: &LocalAddress,
     agreed: &Agreed,
     context: PathContext,
-) -> Blocking<(Bringup<U, Rtr>, Described)> {
+) -> Waiting<(Bringup<U, Rtr>, Described)> {
     let (local, peer, device_part) = (local.clone(), agreed.peer, agreed.device_part.clone());
-    blocking(move || {
+    looking(move || {
         let begun = Instant::now();
         let route =
             start.establish.resolve(&device_part, &context).map_err(|error| error.in_phase(Phase::Rtr))?;
