@@ -1,7 +1,7 @@
 //! Devices and what connections share on them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use secure_rdma_rdma::{Choice, DeviceInfo, Devices, Error, ErrorCode, QueuePairConfig, Result, choose};
 use secure_rdma_session::{Host, Prepared, TlsAddresses};
@@ -18,6 +18,8 @@ const MAX_SEND: u32 = 128;
 pub struct Registry {
     families: Vec<Arc<dyn Devices>>,
     open: Mutex<HashMap<(String, PoolOptions), Weak<Resources>>>,
+    /// What servers keep.
+    kept: Mutex<Vec<Weak<Kept>>>,
 }
 
 impl std::fmt::Debug for Registry {
@@ -30,7 +32,7 @@ impl Registry {
     /// A registry of all devices that `families` list.
     #[must_use]
     pub fn new(families: Vec<Arc<dyn Devices>>) -> Arc<Self> {
-        Arc::new(Self { families, open: Mutex::default() })
+        Arc::new(Self { families, open: Mutex::default(), kept: Mutex::default() })
     }
 
     /// Lists the devices.
@@ -45,12 +47,14 @@ impl Registry {
         Ok(all)
     }
 
-    fn resources(&self, name: &str, pool: PoolOptions) -> Result<Arc<Resources>> {
+    fn resources(self: &Arc<Self>, name: &str, pool: PoolOptions) -> Result<Arc<Resources>> {
         // Opening blocks, and two openers must share: the lock is held all the while. It is off the event loop.
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|_, resources| resources.strong_count() > 0);
         let key = (name.to_owned(), pool);
-        if let Some(resources) = open.get(&key).and_then(Weak::upgrade) {
+        // One that is gone may still be held; another of its name is opened beside it.
+        let usable = |resources: &Arc<Resources>| !resources.device.is_gone();
+        if let Some(resources) = open.get(&key).and_then(Weak::upgrade).filter(usable) {
             return Ok(resources);
         }
         let mut family = None;
@@ -68,7 +72,32 @@ impl Registry {
         };
         let resources = Resources::new(family.open(name)?, pool)?;
         open.insert(key, Arc::downgrade(&resources));
+        // The removal of a device waits for those who have it open, and a server that nobody is connected to has no queue
+        // pair that would hear of it.
+        let registry = Arc::downgrade(self);
+        resources.device.on_gone(Box::new(move || {
+            if let Some(registry) = registry.upgrade() {
+                registry.drop_gone();
+            }
+        }));
         Ok(resources)
+    }
+
+    /// What a new server keeps.
+    fn keep(&self) -> Arc<Kept> {
+        let kept = Arc::new(Kept(Mutex::new(Some(Vec::new()))));
+        let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|known| known.strong_count() > 0);
+        all.push(Arc::downgrade(&kept));
+        kept
+    }
+
+    fn drop_gone(&self) {
+        let all: Vec<_> = {
+            let all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            all.iter().filter_map(Weak::upgrade).collect()
+        };
+        all.iter().for_each(|kept| kept.drop_gone());
     }
 }
 
@@ -77,8 +106,47 @@ pub(crate) struct DeviceHost {
     registry: Arc<Registry>,
     device: DeviceOptions,
     options: ConnectionOptions,
-    /// A server keeps the devices that it has used, so that the next client finds them open.
-    keep: Option<Mutex<Vec<Arc<Resources>>>>,
+    /// A server's.
+    kept: Option<Arc<Kept>>,
+}
+
+/// The devices that a server has used and keeps, so that the next client finds them open. `None` when it is closed:
+/// a handshake that is still in a blocking call then must not fill it again.
+struct Kept(Mutex<Option<Vec<Arc<Resources>>>>);
+
+impl Kept {
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<Arc<Resources>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, resources: &Arc<Resources>) {
+        {
+            let mut kept = self.lock();
+            let Some(kept) = kept.as_mut() else { return };
+            if kept.iter().any(|known| Arc::ptr_eq(known, resources)) {
+                return;
+            }
+            kept.push(Arc::clone(resources));
+        }
+        // Whoever told of it may have been here before.
+        if resources.device.is_gone() {
+            self.drop_gone();
+        }
+    }
+
+    fn drop_gone(&self) {
+        // Dropped without the lock: it unmakes what is on the device.
+        let mut gone = Vec::new();
+        if let Some(kept) = self.lock().as_mut() {
+            gone.extend(kept.extract_if(.., |resources| resources.device.is_gone()));
+        }
+        drop(gone);
+    }
+
+    fn close(&self) {
+        let kept = self.lock().take();
+        drop(kept);
+    }
 }
 
 impl DeviceHost {
@@ -88,14 +156,14 @@ impl DeviceHost {
         options: ConnectionOptions,
         keep: bool,
     ) -> Arc<Self> {
-        let keep = keep.then(Mutex::default);
-        Arc::new(Self { registry: Arc::clone(registry), device, options, keep })
+        let kept = keep.then(|| registry.keep());
+        Arc::new(Self { registry: Arc::clone(registry), device, options, kept })
     }
 
-    /// Lets go of the devices that were kept open.
+    /// Lets go of the devices that were kept open, and keeps none any more.
     pub(crate) fn release(&self) {
-        if let Some(keep) = &self.keep {
-            keep.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        if let Some(kept) = &self.kept {
+            kept.close();
         }
     }
 }
@@ -118,11 +186,8 @@ impl Host for DeviceHost {
             }
         };
         let resources = self.registry.resources(&local.device, self.options.pool)?;
-        if let Some(keep) = &self.keep {
-            let mut kept = keep.lock().unwrap_or_else(PoisonError::into_inner);
-            if !kept.iter().any(|known| Arc::ptr_eq(known, &resources)) {
-                kept.push(Arc::clone(&resources));
-            }
+        if let Some(kept) = &self.kept {
+            kept.add(&resources);
         }
         let device = Arc::clone(&resources.device);
         let reservation = resources.reserve(self.options.credits)?;

@@ -31,6 +31,19 @@ pub trait Device: Send + Sync + fmt::Debug {
     /// What it can do.
     fn limits(&self) -> &DeviceLimits;
 
+    /// Whether it was removed or has failed: nothing can be made on it any more, and one of the same name that is listed
+    /// is another.
+    fn is_gone(&self) -> bool {
+        false
+    }
+
+    /// Has `notify` called once when the device is gone: on its service thread, after every handler was told; at once
+    /// where it is gone already. A removal may wait until the last holder has let go of the device, and who holds one
+    /// without a queue pair hears of it in no other way. It is dropped uncalled with the device.
+    fn on_gone(&self, notify: GoneNotice) {
+        drop(notify);
+    }
+
     /// Registers memory. **Blocks** while pages are pinned; call it off the event loop.
     ///
     /// # Errors
@@ -57,6 +70,9 @@ pub trait Device: Send + Sync + fmt::Debug {
     /// When `local` is not this device's (any more).
     fn establish(&self, local: &LocalAddress, addressing: Addressing) -> Result<Box<dyn Establish>>;
 }
+
+/// What [`Device::on_gone`] takes. Must not block.
+pub type GoneNotice = Box<dyn FnOnce() + Send>;
 
 /// What a queue pair is made with.
 pub struct QueuePairConfig {

@@ -37,7 +37,9 @@ pub use address::{AddressVector, GlobalRoute};
 pub use attr::{AttrMask, QpAttr};
 pub use choice::{Choice, DeviceWish, choose, choose_scoped};
 pub use completion::{Completion, CompletionKind, WcStatus};
-pub use device::{AsyncEvent, Device, Devices, QueuePair, QueuePairConfig, QueuePairHandler, ReceiveQueue};
+pub use device::{
+    AsyncEvent, Device, Devices, GoneNotice, QueuePair, QueuePairConfig, QueuePairHandler, ReceiveQueue,
+};
 pub use device_part::{DevicePart, ROCE_UDP_PORT};
 pub use error::{Error, ErrorCode, Phase, Result};
 pub use establish::{Addressing, Establish, PathContext, Route};

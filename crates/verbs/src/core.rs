@@ -16,6 +16,7 @@ use crate::body::Body;
 use crate::context::Domain;
 use crate::errno;
 use crate::fork::Opener;
+use crate::gone::Gone;
 use crate::library::Verbs;
 use crate::listing::SharedLimits;
 
@@ -45,7 +46,7 @@ pub(crate) struct Core {
     next_token: AtomicU64,
     wake: OwnedFd,
     closing: AtomicBool,
-    gone: AtomicBool,
+    gone: Gone,
 }
 
 impl Core {
@@ -77,7 +78,7 @@ impl Core {
             next_token: AtomicU64::new(1),
             wake,
             closing: AtomicBool::new(false),
-            gone: AtomicBool::new(false),
+            gone: Gone::default(),
         })
     }
 
@@ -166,12 +167,12 @@ impl Core {
 
     /// Whether the device was removed or has failed.
     pub(crate) fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Acquire)
+        self.gone.is_set()
     }
 
-    /// Marks the device as gone; tells whether it was not before.
-    pub(crate) fn mark_gone(&self) -> bool {
-        !self.gone.swap(true, Ordering::AcqRel)
+    /// Whether the device is gone, and who is to hear of it.
+    pub(crate) fn gone(&self) -> &Gone {
+        &self.gone
     }
 }
 

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use secure_rdma_rdma::{
-    Access, Addressing, Device, DeviceInfo, DeviceLimits, Devices, Error, ErrorCode, Establish, LocalAddress,
-    Memory, QueuePair, QueuePairConfig, ReceiveQueue, Region, Result,
+    Access, Addressing, Device, DeviceInfo, DeviceLimits, Devices, Error, ErrorCode, Establish, GoneNotice,
+    LocalAddress, Memory, QueuePair, QueuePairConfig, ReceiveQueue, Region, Result,
 };
 
 use crate::context::{DeviceList, Domain};
@@ -101,6 +101,14 @@ impl Device for VerbsDevice {
 
     fn limits(&self) -> &DeviceLimits {
         &self.owner.limits
+    }
+
+    fn is_gone(&self) -> bool {
+        self.owner.is_gone()
+    }
+
+    fn on_gone(&self, notify: GoneNotice) {
+        self.owner.gone().on_set(notify);
     }
 
     fn register(&self, memory: Arc<Memory>, access: Access) -> Result<Arc<Region>> {

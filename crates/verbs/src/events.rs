@@ -9,7 +9,7 @@ use crate::body::Body;
 use crate::core::Core;
 use crate::errno;
 use crate::library::{RawAsyncEvent, RawEventElement};
-use crate::service::tell;
+use crate::service::{guarded, tell};
 
 /// Takes and dispatches every event that waits. Tells whether the device is gone.
 pub(crate) fn dispatch(core: &Core) -> bool {
@@ -40,10 +40,11 @@ pub(crate) fn dispatch(core: &Core) -> bool {
 
 /// The device is gone: everyone is told, once.
 pub(crate) fn lost(core: &Core) {
-    if core.mark_gone() {
+    if core.gone().set() {
         let bodies = core.bodies();
         bodies.iter().for_each(|body| body.failed());
         tell(&bodies, |handler| handler.happened(AsyncEvent::DeviceGone));
+        core.gone().take_notices().into_iter().for_each(guarded);
     }
 }
 

@@ -16,6 +16,7 @@ mod errno;
 mod establish;
 mod events;
 mod fork;
+mod gone;
 mod interfaces;
 mod library;
 mod listing;

@@ -14,8 +14,8 @@ use super::state::{QpKey, State};
 use super::world::{DeviceState, SharedReceives};
 use crate::{
     Access, Addressing, AsyncEvent, Device, DeviceInfo, DeviceLimits, Devices, Entropy, Error, ErrorCode,
-    Establish, LocalAddress, Memory, OsEntropy, PortState, QpState, Qpn, QueuePair, QueuePairConfig,
-    ReceiveQueue, Region, Result,
+    Establish, GoneNotice, LocalAddress, Memory, OsEntropy, PortState, QpState, Qpn, QueuePair,
+    QueuePairConfig, ReceiveQueue, Region, Result,
 };
 
 /// An open device on a [`super::Fabric`].
@@ -34,7 +34,8 @@ impl FakeDevice {
         let id = world.devices.len();
         let keys = Arc::new(Keys::default());
         let (opened, faults) = (Weak::new(), Vec::new());
-        world.devices.push(DeviceState { info, keys, opened, gone: false, cut: false, faults });
+        let gone_notices = Vec::new();
+        world.devices.push(DeviceState { info, keys, opened, gone: false, gone_notices, cut: false, faults });
         Self::hold(handle, &mut world.devices[id], id)
     }
 
@@ -113,10 +114,15 @@ impl FakeDevice {
 
     fn inject_to_each(&self, keys: &[QpKey], event: AsyncEvent) {
         let mut world = self.handle.lock();
+        let mut notices = Vec::new();
         match event {
             AsyncEvent::PortDown => world.set_ports(self.id, PortState::Down),
             AsyncEvent::PortUp => world.set_ports(self.id, PortState::Active),
-            AsyncEvent::DeviceGone => world.devices[self.id].gone = true,
+            AsyncEvent::DeviceGone => {
+                let device = &mut world.devices[self.id];
+                device.gone = true;
+                notices = std::mem::take(&mut device.gone_notices);
+            }
             _ => {}
         }
         for key in keys {
@@ -129,6 +135,9 @@ impl FakeDevice {
         }
         drop(world);
         self.handle.wake();
+        for notify in notices {
+            notify();
+        }
     }
 
     /// Itself, counted. The caller holds a count, so there is one.
@@ -153,6 +162,21 @@ impl Device for FakeDevice {
 
     fn limits(&self) -> &DeviceLimits {
         &self.limits
+    }
+
+    fn is_gone(&self) -> bool {
+        self.handle.lock().devices[self.id].gone
+    }
+
+    fn on_gone(&self, notify: GoneNotice) {
+        let mut world = self.handle.lock();
+        let device = &mut world.devices[self.id];
+        if !device.gone {
+            device.gone_notices.push(notify);
+            return;
+        }
+        drop(world);
+        notify();
     }
 
     fn register(&self, memory: Arc<Memory>, access: Access) -> Result<Arc<Region>> {
@@ -283,8 +307,9 @@ impl Devices for Host {
 
     fn open(&self, name: &str) -> Result<Arc<dyn Device>> {
         let mut world = self.handle.lock();
-        let found = self.devices.iter().copied().find(|id| world.devices[*id].info.name == name);
-        let Some(id) = found.filter(|id| !world.devices[*id].gone) else {
+        // Another of the same name may have come after one that is gone.
+        let is_it = |id: &usize| !world.devices[*id].gone && world.devices[*id].info.name == name;
+        let Some(id) = self.devices.iter().copied().find(is_it) else {
             return Err(Error::new(ErrorCode::DeviceNotFound, format!("no RDMA device is called {name:?}")));
         };
         let device = &mut world.devices[id];

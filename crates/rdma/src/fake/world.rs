@@ -9,7 +9,7 @@ use super::region::Keys;
 use super::service::{News, Notice};
 use super::settings::{Call, Counters};
 use super::state::{QpKey, State};
-use crate::{AsyncEvent, DeviceInfo, Error, PortInfo, PortState, ReceiveRequest};
+use crate::{AsyncEvent, DeviceInfo, Error, GoneNotice, PortInfo, PortState, ReceiveRequest};
 
 /// How many completions one call of a handler gets at the most.
 const BATCH: usize = 64;
@@ -41,6 +41,8 @@ pub(super) struct DeviceState {
     pub(super) keys: Arc<Keys>,
     pub(super) opened: Weak<FakeDevice>,
     pub(super) gone: bool,
+    /// Who is told when it is.
+    pub(super) gone_notices: Vec<GoneNotice>,
     /// Cut off without any event.
     pub(super) cut: bool,
     pub(super) faults: Vec<(Call, Error)>,

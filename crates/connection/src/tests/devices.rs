@@ -1,0 +1,59 @@
+//! Devices that go and come back under a server.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use secure_rdma_rdma::fake::Fabric;
+use secure_rdma_rdma::{AsyncEvent, ErrorCode};
+use secure_rdma_session::{Host, TlsAddresses};
+
+use super::{ADDRESSES, until};
+use crate::host::{DeviceHost, Registry};
+use crate::options::{ConnectionOptions, DeviceOptions};
+
+/// A server's host on a fabric whose devices come and go.
+fn server() -> (Arc<Fabric>, Arc<DeviceHost>) {
+    let fabric = Arc::new(Fabric::new());
+    let registry = Registry::new(vec![Arc::<Fabric>::clone(&fabric)]);
+    let host = DeviceHost::new(&registry, DeviceOptions::default(), ConnectionOptions::default(), true);
+    (fabric, host)
+}
+
+fn addresses() -> TlsAddresses {
+    TlsAddresses { local: SocketAddr::from((ADDRESSES[0], 1)), peer: SocketAddr::from((ADDRESSES[1], 2)) }
+}
+
+#[test]
+fn a_device_that_comes_back_is_used_again() {
+    let (fabric, host) = server();
+    let first = fabric.device("fake0", ADDRESSES[0].into());
+    let prepared = host.prepare(addresses()).unwrap();
+    first.inject(AsyncEvent::DeviceGone);
+    assert_eq!(host.prepare(addresses()).err().unwrap().code(), ErrorCode::NoDevice);
+    // The first is still held, by a handshake under way.
+    let _second = fabric.device("fake0", ADDRESSES[0].into());
+    let again = host.prepare(addresses()).unwrap();
+    assert!(prepared.device.is_gone() && !again.device.is_gone());
+}
+
+#[test]
+fn an_idle_server_lets_go_of_a_device_that_is_gone() {
+    let (fabric, host) = server();
+    let device = fabric.device("fake0", ADDRESSES[0].into());
+    drop(host.prepare(addresses()).unwrap());
+    until("the queue pair to be gone", || fabric.counters().queue_pairs == 0);
+    assert_eq!(fabric.counters().receive_queues, 1, "kept for the next client");
+    device.inject(AsyncEvent::DeviceGone);
+    assert_eq!(fabric.counters().receive_queues, 0);
+    assert_eq!(fabric.counters().regions, 0);
+}
+
+#[test]
+fn a_server_that_is_closed_keeps_no_device() {
+    let (fabric, host) = server();
+    let _device = fabric.device("fake0", ADDRESSES[0].into());
+    host.release();
+    // As of a handshake that was in a blocking call when the server closed.
+    drop(host.prepare(addresses()).unwrap());
+    until("all to be gone", || fabric.counters().receive_queues == 0 && fabric.counters().regions == 0);
+}
