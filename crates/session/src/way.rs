@@ -31,12 +31,6 @@ pub(crate) struct Blocking<T>(JoinHandle<Result<T>>);
 /// the call holds: handshakes that have ended leave no queue pairs behind in a queue.
 pub(crate) type Waiting<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
 
-impl<T> Drop for Blocking<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 /// Runs `work` on that pool.
 fn blocking<T, F>(work: F) -> Blocking<T>
 where
