@@ -315,9 +315,9 @@ fn for_the_peer(error: &Error) -> (ErrorCode, String) {
         | ErrorCode::Version
         | ErrorCode::Offer
         | ErrorCode::Path
-        | ErrorCode::Unreachable
         | ErrorCode::HandshakeTimeout => error.message().to_owned(),
         ErrorCode::Unauthorized => "authorize refused this peer".to_owned(),
+        ErrorCode::Unreachable => "it found no RDMA path to this peer's address".to_owned(),
         ErrorCode::ReceivePoolFull | ErrorCode::Memlock | ErrorCode::Resource | ErrorCode::NoMemory => {
             "it has no room for another connection".to_owned()
         }

@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rdma_sys::ibv_wc;
-use secure_rdma_rdma::{Completion, Error, ErrorCode, QueuePairHandler, Result, Slice};
+use secure_rdma_rdma::{AsyncEvent, Completion, Error, ErrorCode, QueuePairHandler, Result, Slice};
 
 use crate::body::Body;
 use crate::core::Core;
@@ -152,7 +152,11 @@ impl Service {
             unsafe { (verbs.ibv_ack_cq_events)(cq, 1) };
             let token = context.addr() as u64;
             if let Some(body) = self.core.body(token) {
-                body.arm();
+                if body.arm() != 0 {
+                    // No event would come for what completes from now on: better an end than silence.
+                    body.failed();
+                    tell(&[body], |handler| handler.happened(AsyncEvent::CompletionQueueError));
+                }
                 self.ready.push_back(token);
             }
         }
