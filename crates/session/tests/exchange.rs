@@ -370,7 +370,7 @@ async fn what_fails_on_one_side_is_told_to_the_other_but_not_its_secrets() {
             |b| b.resolve_fails = Some(ErrorCode::Unreachable),
             ErrorCode::Unreachable,
             Phase::Rtr,
-            "as the test wants",
+            "no RDMA path",
         ),
         (
             "narrow path",
