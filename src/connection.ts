@@ -89,6 +89,8 @@ export class Connection implements AsyncDisposable {
   readonly #over = defer<Closed>()
   #outcome: Closed | undefined
   #destroyedWith: Error | undefined
+  /** Whether everything that was sent had arrived at the end. */
+  #isDelivered = false
   #peer: Peer | undefined
   #device: ConnectionDevice | undefined
   #handshake: Handshake | undefined
@@ -154,7 +156,10 @@ export class Connection implements AsyncDisposable {
 
   /**
    * The next message, or `null` when none will come: the peer has called `end()`, or the connection was closed in
-   * order. The Buffer is the caller's own. Many may wait; they are served in the order of the calls.
+   * order. Many may wait; they are served in the order of the calls.
+   *
+   * The Buffer is the caller's own, to keep and to change. To transfer its memory to another thread, copy it before:
+   * that of a message of 16 KiB or more was not allocated by Node, which refuses to (Node 20 copies it, unasked).
    *
    * An aborted wait loses no message: the next call gets it.
    *
@@ -187,26 +192,36 @@ export class Connection implements AsyncDisposable {
   }
 
   /**
-   * Closes in order: what was sent arrives, then the peer is told. Fulfils when that has happened, and at once when the
-   * connection is over already.
+   * Closes in order: what was sent arrives, then the peer is told. Fulfils when that has happened. Where the connection
+   * is over already, it fulfils at once if all that was sent had arrived, or if this side had destroyed it.
    *
-   * @throws {RdmaError} when it fails meanwhile; `ERR_RDMA_CLOSE_TIMEOUT` after `closeTimeout`
+   * @throws {RdmaError} when it fails or is destroyed meanwhile; `ERR_RDMA_CLOSE_TIMEOUT` after `closeTimeout`;
+   * `ERR_RDMA_CLOSED` when the peer closed it before everything had arrived
    */
   async close(): Promise<void> {
-    if (this.#outcome) return
-    this.#native.close()
-    this.#news()
+    const wasOver = this.#outcome !== undefined
+    if (!wasOver) {
+      this.#native.close()
+      this.#news()
+    }
     const { reason, error } = await this.closed
+    const isOrderly = reason === 'closed' || reason === 'peerClosed'
+    if (wasOver ? this.#isDelivered || reason === 'destroyed' : this.#isDelivered && isOrderly) return
     if (error) throw error
-    if (reason === 'destroyed')
-      throw new RdmaError('ERR_RDMA_DESTROYED', 'the connection was destroyed before it was closed')
+    if (isOrderly)
+      throw new RdmaError(
+        'ERR_RDMA_CLOSED',
+        'the peer closed the connection before everything that was sent had arrived',
+      )
+    throw new RdmaError('ERR_RDMA_DESTROYED', 'the connection was destroyed before it was closed')
   }
 
   /** Ends the connection at once. What was not acknowledged may be lost; whoever waits is told, with `error` as cause. */
   destroy(error?: Error): void {
     if (this.#outcome) return
-    this.#destroyedWith = error
     this.#native.destroy()
+    // What had failed before has a cause of its own.
+    if (this.#native.closed()?.reason === 'destroyed') this.#destroyedWith = error
     this.#news()
   }
 
@@ -254,12 +269,6 @@ export class Connection implements AsyncDisposable {
   /** Waits until the peer's device has everything up to `id`. */
   #acknowledged(id: number, signal: AbortSignal | undefined): Promise<void> {
     return new Promise((resolve, reject) => {
-      const stop = onAbort(signal, (signal) => {
-        this.#forgetSend(id, waiting)
-        const withdrawn = this.#native.withdraw(id)
-        const what = withdrawn ? 'the message was not sent' : 'the message had been begun and may still arrive'
-        reject(abortError(signal, `The send was aborted; ${what}`))
-      })
       const waiting = {
         resolve: () => {
           stop()
@@ -274,6 +283,12 @@ export class Connection implements AsyncDisposable {
       const others = this.#sends.get(id)
       if (others) others.add(waiting)
       else this.#sends.set(id, new Set([waiting]))
+      const stop = onAbort(signal, (signal) => {
+        this.#forgetSend(id, waiting)
+        const withdrawn = this.#native.withdraw(id)
+        const what = withdrawn ? 'the message was not sent' : 'the message had been begun and may still arrive'
+        reject(abortError(signal, `The send was aborted; ${what}`))
+      })
       this.#settleSends()
     })
   }
@@ -324,6 +339,7 @@ export class Connection implements AsyncDisposable {
     const native = closed.error && toRdmaError(closed.error, this.#destroyedWith)
     const error = closed.reason === 'destroyed' ? this.#destroyedWith : native
     this.#outcome = { reason: closed.reason as Closed['reason'], ...(error && { error }) }
+    this.#isDelivered = closed.delivered
     forget(this.#id)
     this.#hold.release()
     // All that was acknowledged has been settled: the rest never will be.

@@ -30,6 +30,8 @@ pub struct Closed {
     pub reason: CloseReason,
     /// The cause, where it was not an orderly close.
     pub error: Option<Error>,
+    /// Whether every message given to `send` had been acknowledged by the peer's device.
+    pub delivered: bool,
 }
 
 /// What [`Connection::receive`] finds.

@@ -53,12 +53,12 @@ impl Channel {
             _ => {
                 // A close of ours that has not told everything yet comes too late: the peer reads no more.
                 let told = matches!(state.life, Life::Closing { told: true });
-                if state.receive.ended() {
-                    let reason = if told { CloseReason::Closed } else { CloseReason::PeerClosed };
-                    self.over(state, after, reason, None, ControlCall::Close);
+                if state.receive.ended() && state.transmit.is_idle() {
+                    self.drained(state, after, told);
                     return;
                 }
                 // Its last message has been acknowledged, so it is in our completion queue already, before the marker.
+                // So are the acknowledgements of ours that it has taken.
                 state.life = Life::PeerClosing { told };
                 self.drain(state, after);
                 if state.drains.is_none() {
@@ -68,11 +68,13 @@ impl Channel {
         });
     }
 
-    /// The peer has closed, and all that had arrived by then is taken, without an END in it.
+    /// The peer has closed, and all that had arrived by then is taken.
     pub(crate) fn drained(&self, state: &mut State, after: &mut After, told: bool) {
         if told {
-            // It only answers our close, and had not ended its own direction.
+            // It may only answer our close, without having ended its own direction.
             self.over(state, after, CloseReason::Closed, None, ControlCall::Close);
+        } else if state.receive.ended() {
+            self.over(state, after, CloseReason::PeerClosed, None, ControlCall::Close);
         } else {
             self.last_message_missing(state, after);
         }
@@ -124,7 +126,7 @@ impl Channel {
         if matches!(state.life, Life::Over(_)) {
             return;
         }
-        state.life = Life::Over(Closed { reason, error });
+        state.life = Life::Over(Closed { reason, error, delivered: state.transmit.is_delivered() });
         state.transmit.clear();
         if let Some(control) = state.control.take() {
             after.control = Some((control, call));

@@ -5,8 +5,7 @@ use secure_rdma_rdma::{
 };
 use smallvec::SmallVec;
 
-use crate::channel::{After, Channel, ControlCall, Life, State};
-use crate::connection::CloseReason;
+use crate::channel::{After, Channel, Life, State};
 use crate::receive::Arrived;
 use crate::transmit::Done;
 
@@ -106,12 +105,6 @@ impl Channel {
         state.proof.received |= arrived == Arrived::Proof;
         if arrived != Arrived::Nothing {
             self.news(state, after);
-        }
-        if arrived == Arrived::End
-            && let Life::PeerClosing { told } = state.life
-        {
-            let reason = if told { CloseReason::Closed } else { CloseReason::PeerClosed };
-            self.over(state, after, reason, None, ControlCall::Close);
         }
         Ok(())
     }

@@ -31,6 +31,8 @@ pub(crate) struct Transmit {
     next_message: u64,
     end_id: u64,
     done: u64,
+    /// Messages that the peer's device has acknowledged.
+    acknowledged: u64,
     /// Work requests that may be outstanding. Two of the queue's are kept free: a probe and the drain marker.
     most_in_flight: usize,
     /// Send buffers that may be outstanding: a peer that grants many credits and acknowledges nothing must not hold
@@ -108,6 +110,7 @@ impl Transmit {
             next_message: 0,
             end_id: 0,
             done: 0,
+            acknowledged: 0,
             most_in_flight: (max_send as usize).saturating_sub(2).max(1),
             most_slots: usize::from(most_slots).max(1),
             slots: 0,
@@ -140,6 +143,11 @@ impl Transmit {
 
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.len()
+    }
+
+    /// Whether the peer's device has acknowledged every message. The end of the direction is none.
+    pub(crate) fn is_delivered(&self) -> bool {
+        self.acknowledged == self.counters.messages
     }
 
     /// Whether no message waits or is unacknowledged. Probes and credits do not count.
@@ -361,6 +369,7 @@ impl Transmit {
         Ok(match posted.what {
             What::Finishes(id) if completion.status.is_success() => {
                 self.done = id;
+                self.acknowledged += u64::from(id != self.end_id);
                 Done::Message
             }
             What::Proof if completion.status.is_success() => Done::Proof,

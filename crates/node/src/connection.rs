@@ -22,6 +22,8 @@ pub struct NativeClosed {
     pub reason: String,
     /// The cause, where it was not an orderly close.
     pub error: Option<NativeError>,
+    /// Whether every message given to `send` had been acknowledged by the peer's device.
+    pub delivered: bool,
 }
 
 /// Numbers of a connection.
@@ -163,7 +165,8 @@ impl NativeConnection {
             CloseReason::Destroyed => "destroyed",
             CloseReason::Error => "error",
         };
-        Some(NativeClosed { reason: reason.to_owned(), error: closed.error.map(NativeError::from) })
+        let error = closed.error.map(NativeError::from);
+        Some(NativeClosed { reason: reason.to_owned(), error, delivered: closed.delivered })
     }
 
     /// Who the peer is.

@@ -348,3 +348,40 @@ fn a_control_channel_that_vanishes_takes_the_connection_along() {
     assert_eq!(closed(&channel).unwrap().error.unwrap().code(), ErrorCode::Internal);
     drop(b);
 }
+
+#[test]
+fn the_end_tells_whether_all_that_was_sent_had_arrived() {
+    let world = World::new();
+    let options = ConnectionOptions { receive_buffer_size: 1, ..Default::default() };
+    // More than a peer takes that does not read, then as much as it does.
+    for (count, delivered) in [(100, false), (3, true)] {
+        let [a, b] = world.pair(&options);
+        for i in 0..count {
+            a.channel.send(&message(i, 9000)).unwrap();
+        }
+        world.fabric.settle();
+        b.channel.close();
+        a.until("the peer's END", |a| a.lock().receive.ended());
+        a.upper.peer_closed();
+        a.until("the end", |a| closed(a).is_some());
+        let end = closed(&a.channel).unwrap();
+        assert_eq!((end.reason, end.delivered), (CloseReason::PeerClosed, delivered));
+    }
+}
+
+#[test]
+fn a_message_whose_acknowledgement_was_not_looked_at_yet_had_arrived() {
+    let world = World::new();
+    let [a, b] = world.pair(&ConnectionOptions::default());
+    b.channel.end().unwrap();
+    a.until("the peer's END", |a| a.lock().receive.ended());
+    let id = a.channel.send(&[1]).unwrap();
+    // The wire carries it while nobody looks: our completion queue is read behind the peer's close.
+    let state = a.channel.lock();
+    assert_eq!(b.next().unwrap().unwrap(), [1]);
+    drop(state);
+    a.upper.peer_closed();
+    a.until("the end", |a| closed(a).is_some());
+    assert!(closed(&a.channel).unwrap().delivered);
+    assert_eq!(a.channel.lock().transmit.done(), id);
+}
