@@ -27,13 +27,50 @@ pub struct Connecting {
 
 struct Attempt {
     task: Task,
-    outcome: Arc<Mutex<Option<Result<Connection>>>>,
+    outcome: Arc<Mutex<Outcome>>,
+}
+
+/// What has come of an attempt.
+enum Outcome {
+    /// Nothing yet, or JavaScript has it.
+    None,
+    Known(Result<Connection>),
+    /// Nobody wants it any more. The task may be past the point where it can be aborted.
+    Unwanted,
+}
+
+impl Outcome {
+    /// Takes `result` in, or gives it back where nobody wants it: its end must not happen under the lock.
+    fn know(&mut self, result: Result<Connection>) -> Option<Result<Connection>> {
+        if matches!(self, Self::Unwanted) {
+            return Some(result);
+        }
+        *self = Self::Known(result);
+        None
+    }
+
+    fn take(&mut self) -> Option<Result<Connection>> {
+        match std::mem::replace(self, Self::None) {
+            Self::Known(result) => Some(result),
+            Self::None => None,
+            Self::Unwanted => {
+                *self = Self::Unwanted;
+                None
+            }
+        }
+    }
+
+    /// What is to be dropped behind the lock.
+    fn give_up(&mut self) -> Self {
+        std::mem::replace(self, Self::Unwanted)
+    }
 }
 
 impl Tenant for Attempt {
     fn evict(&self) {
         self.task.abort();
-        drop(lock(&self.outcome).take());
+        let unwanted = lock(&self.outcome).give_up();
+        drop(unwanted);
     }
 
     fn is_gone(&self) -> bool {
@@ -43,7 +80,7 @@ impl Tenant for Attempt {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        self.task.abort();
+        self.evict();
     }
 }
 
@@ -53,11 +90,12 @@ impl Connecting {
         let bell = house.bell(id);
         let questions = Questions::new(bell.clone());
         let (session, device, options) = options.into_parts(&questions)?;
-        let outcome = Arc::new(Mutex::new(None));
+        let outcome = Arc::new(Mutex::new(Outcome::None));
         let told = Arc::clone(&outcome);
         let task = process.runtime.spawn(async move {
             let result = connect(&process.registry, session, device, options).await;
-            *lock(&told) = Some(result);
+            let unwanted = lock(&told).know(result);
+            drop(unwanted);
             bell.ring();
         });
         let attempt = Arc::new(Attempt { task, outcome });
@@ -95,5 +133,25 @@ impl Connecting {
     #[napi(catch_unwind)]
     pub fn cancel(&self) {
         self.attempt.evict();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use secure_rdma_rdma::{Error, ErrorCode};
+
+    use super::*;
+
+    fn result() -> Result<Connection> {
+        Err(Error::new(ErrorCode::Closed, "an outcome"))
+    }
+
+    #[test]
+    fn what_comes_behind_a_cancel_is_given_back_and_not_kept() {
+        let mut outcome = Outcome::None;
+        assert!(outcome.know(result()).is_none() && outcome.take().is_some() && outcome.take().is_none());
+        assert!(matches!(outcome.give_up(), Outcome::None));
+        assert!(outcome.know(result()).is_some() && outcome.take().is_none());
+        assert!(outcome.know(result()).is_some(), "for good");
     }
 }
