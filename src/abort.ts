@@ -25,12 +25,17 @@ export function signalOf(options: unknown): AbortSignal | undefined {
 }
 
 /**
- * Calls `onAbort` once if the signal is aborted before the returned function is called.
+ * Calls `onAbort` once if the signal is aborted before the returned function is called: at once if it is aborted by now,
+ * since no event will come.
  */
 export function onAbort(signal: AbortSignal | undefined, onAbort: (signal: AbortSignal) => void): () => void {
   if (!signal) return () => undefined
   const listener = (): void => {
     onAbort(signal)
+  }
+  if (signal.aborted) {
+    listener()
+    return () => undefined
   }
   signal.addEventListener('abort', listener, { once: true })
   return () => {

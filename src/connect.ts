@@ -1,10 +1,10 @@
 import { channel } from 'node:diagnostics_channel'
 import type { Connecting, NativeConnection } from '#binding'
 import { abortError, onAbort } from './abort.js'
-import { answerQuestions } from './authorize.js'
+import { Authorizer } from './authorize.js'
 import { createConnection, type Connection } from './connection.js'
 import { environment, forget, Hold, register } from './events.js'
-import { unwrap } from './native.js'
+import { unwrapMade } from './native.js'
 import { checkConnect, toNative, type ConnectOptions } from './options.js'
 
 const connected = channel('secure-rdma:client:connected')
@@ -17,12 +17,13 @@ const failed = channel('secure-rdma:client:connect-failed')
  * Told through `node:diagnostics_channel`: `secure-rdma:client:connected` with `{ connection }`,
  * `secure-rdma:client:connect-failed` with `{ host, port, error }`.
  *
- * @throws {RdmaError} what failed (`code`) and how far it had come (`phase`)
+ * @throws {RdmaError} what failed (`code`) and how far it had come (`phase`); what `authorize` threw is its `cause`
  * @throws {TypeError | RangeError} for an option that is unknown, missing or cannot be
  */
 export async function connect(options: ConnectOptions): Promise<Connection> {
   const { host = 'localhost', port, localAddress, signal, ...rest } = checkConnect(options)
   if (signal?.aborted) throw abortError(signal)
+  const authorizer = new Authorizer(rest.authorize)
   const hold = new Hold()
   try {
     const connection = await new Promise<Connection>((resolve, reject) => {
@@ -36,10 +37,10 @@ export async function connect(options: ConnectOptions): Promise<Connection> {
 
       function news(): void {
         if (!connecting) return
-        answerQuestions(connecting, rest.authorize)
+        authorizer.answerAll(connecting)
         const outcome = connecting.take()
         if (outcome === null) return
-        settle(() => createConnection(unwrap<NativeConnection>(outcome), id))
+        settle(() => createConnection(unwrapMade<NativeConnection>(outcome, authorizer.causeOf(outcome)), id))
       }
 
       function settle(make: () => Connection): void {
@@ -54,7 +55,7 @@ export async function connect(options: ConnectOptions): Promise<Connection> {
 
       try {
         const native = { host, port, ...(localAddress !== undefined && { localAddress }), options: toNative(rest) }
-        connecting = unwrap<Connecting>(environment.connect(id, native))
+        connecting = unwrapMade<Connecting>(environment.connect(id, native))
       } catch (error) {
         stop()
         forget(id)

@@ -1,5 +1,6 @@
 import type * as Binding from '#binding'
 import { RdmaError, type RdmaErrorCode, type RdmaPhase } from './errors.js'
+import { argumentValueError } from './validate.js'
 
 /** The addon. */
 export const native = load()
@@ -39,4 +40,15 @@ export function toRdmaError(error: NativeError, cause?: unknown): RdmaError {
 export function unwrap<T>(result: T | NativeError, cause?: unknown): T {
   if (isError(result)) throw toRdmaError(result, cause)
   return result
+}
+
+/** {@link unwrap} for what is made of options: a mistake in them is the caller's, whichever side finds it. */
+export function unwrapMade<T>(result: T | NativeError, cause?: unknown): T {
+  if (isError(result) && result.code === 'ERR_RDMA_INVALID_ARGUMENT') throw argumentValueError(result.message)
+  return unwrap(result, cause)
+}
+
+/** Whether native code gave an error because `authorize` refused the peer. */
+export function isRefusal(result: object): boolean {
+  return isError(result) && result.code === 'ERR_RDMA_UNAUTHORIZED'
 }

@@ -4,11 +4,11 @@ import { constants } from 'node:os'
 import { inspect, type InspectOptions } from 'node:util'
 import type { Listening, NativeConnection, NativeServer } from '#binding'
 import { abortError, onAbort, signalOf } from './abort.js'
-import { answerQuestions } from './authorize.js'
+import { Authorizer } from './authorize.js'
 import { createConnection, type Connection, type SignalOptions } from './connection.js'
 import { RdmaError } from './errors.js'
 import { environment, forget, Hold, reassign, register } from './events.js'
-import { toRdmaError, unwrap } from './native.js'
+import { toRdmaError, unwrapMade } from './native.js'
 import { checkListen, toNative, type CommonOptions, type ListenOptions } from './options.js'
 import { defer, PromiseQueue } from './waiting.js'
 
@@ -48,13 +48,14 @@ let createServer: (native: NativeServer, id: number, authorize: CommonOptions['a
  *
  * A handshake that fails, whatever the reason, neither rejects `accept()` nor ends the iteration: otherwise anybody
  * with a bad certificate could stop the server. It is counted in `stats()`, and told through `node:diagnostics_channel`
- * as `secure-rdma:server:handshake-failed` with `{ server, error, peer: { address, port } }`.
+ * as `secure-rdma:server:handshake-failed` with `{ server, error, peer: { address, port } }`; what `authorize` threw is
+ * the error's `cause`.
  * `secure-rdma:server:accepted` tells `{ server, connection }`.
  */
 export class Server implements AsyncDisposable {
   readonly #native: NativeServer
   readonly #id: number
-  readonly #authorize: CommonOptions['authorize']
+  readonly #authorizer: Authorizer
   readonly #hold: Hold
   readonly #over = defer<undefined>()
   readonly #accepts = new PromiseQueue<Connection | null>()
@@ -62,7 +63,7 @@ export class Server implements AsyncDisposable {
   #next: number
   #isClosed = false
 
-  /** Fulfils when the server is closed. Never rejects. */
+  /** Fulfils when the server is closed and its port is free. Never rejects. */
   // A property of its own on purpose: see Connection.
   readonly closed: Promise<void> = this.#over.promise
 
@@ -71,7 +72,7 @@ export class Server implements AsyncDisposable {
     this.#native = native
     this.#hold = new Hold()
     this.#id = id
-    this.#authorize = authorize
+    this.#authorizer = new Authorizer(authorize)
     this.#next = reserve()
     reassign(id, {
       news: () => {
@@ -120,13 +121,10 @@ export class Server implements AsyncDisposable {
 
   /**
    * Stops listening. Connections that were accepted stay open; handshakes that are under way, and connections that
-   * nobody accepted, are ended. Waiting `accept()` calls reject, iterations end.
+   * nobody accepted, are ended. Waiting `accept()` calls reject, iterations end. Fulfils when the port is free.
    */
   async close(): Promise<void> {
-    if (!this.#isClosed) {
-      this.#native.close()
-      this.#finish()
-    }
+    this.#shut()
     return this.closed
   }
 
@@ -168,11 +166,15 @@ export class Server implements AsyncDisposable {
   }
 
   #news(): void {
-    answerQuestions(this.#native, this.#authorize)
+    this.#authorizer.answerAll(this.#native)
+    // Asked first: behind it no handshake fails any more, and none is told of after the end.
+    const isFree = this.#native.isFree()
     for (const { error, peer } of this.#native.takeFailures()) {
-      handshakeFailed.publish({ server: this, error: toRdmaError(error), peer })
+      const cause = this.#authorizer.causeOf(error, peer)
+      handshakeFailed.publish({ server: this, error: toRdmaError(error, cause), peer })
     }
-    this.#serve()
+    if (!this.#isClosed) this.#serve()
+    if (isFree) this.#finish()
   }
 
   /** Gives connections to those who wait for them. One that nobody waits for stays in native code. */
@@ -184,7 +186,7 @@ export class Server implements AsyncDisposable {
         return
       }
       if (taken === null) {
-        this.#finish()
+        this.#shut()
         return
       }
       const connection = createConnection(taken as NativeConnection, this.#next)
@@ -194,12 +196,18 @@ export class Server implements AsyncDisposable {
     }
   }
 
-  #finish(): void {
+  /** No more connections, and who waits for one is told. The end comes as news, when the port is free. */
+  #shut(): void {
+    if (this.#isClosed) return
     this.#isClosed = true
-    this.#hold.release()
+    this.#native.close()
     forget(this.#next)
-    forget(this.#id)
     while (!this.#accepts.isEmpty) this.#accepts.resolve(null)
+  }
+
+  #finish(): void {
+    this.#hold.release()
+    forget(this.#id)
     this.#over.resolve(undefined)
   }
 }
@@ -226,6 +234,11 @@ export async function listen(options: ListenOptions): Promise<Server> {
       if (host === undefined && hasNoIPv6(error)) return begin(checked, '0.0.0.0')
       throw error
     })
+    if (signal?.aborted) {
+      // Between the last moment in which `begin` looked and this one.
+      await server.close()
+      throw abortError(signal)
+    }
     const stop = onAbort(signal, () => void server.close())
     void server.closed.then(stop)
     return server
@@ -248,6 +261,8 @@ function begin(options: ReturnType<typeof checkListen>, host: string): Promise<S
     ...(maxUnaccepted !== undefined && { maxUnaccepted }),
   }
   return new Promise((resolve, reject) => {
+    // It may have happened between two attempts.
+    if (signal?.aborted) throw abortError(signal)
     let listening: Listening | undefined
     const stop = onAbort(signal, (signal) => {
       listening?.cancel()
@@ -260,12 +275,12 @@ function begin(options: ReturnType<typeof checkListen>, host: string): Promise<S
         if (outcome === null) return
         stop()
         settle(() => {
-          resolve(createServer(unwrap<NativeServer>(outcome), id, rest.authorize))
+          resolve(createServer(unwrapMade<NativeServer>(outcome), id, rest.authorize))
         })
       },
     })
     settle(() => {
-      listening = unwrap<Listening>(environment.listen(id, { host, port, ...limits, options: toNative(rest) }))
+      listening = unwrapMade<Listening>(environment.listen(id, { host, port, ...limits, options: toNative(rest) }))
     })
 
     function settle(step: () => void): void {

@@ -46,11 +46,11 @@ export class PromiseQueue<T> {
           reject(error)
         },
       }
+      this.#waiting.add(waiting)
       const stop = onAbort(signal, (signal) => {
         this.#waiting.delete(waiting)
         reject(abortError(signal))
       })
-      this.#waiting.add(waiting)
     })
   }
 

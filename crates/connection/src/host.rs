@@ -143,9 +143,14 @@ impl Kept {
         drop(gone);
     }
 
+    /// Whoever lets go of a device last gives all its memory back, which takes its time: on a thread of its own, since
+    /// callers may have an event loop to turn.
     fn close(&self) {
-        let kept = self.lock().take();
-        drop(kept);
+        let kept = self.lock().take().unwrap_or_default();
+        if !kept.is_empty() {
+            // Where there is no thread to be had, it happens here.
+            let _ = std::thread::Builder::new().name("secure-rdma-free".to_owned()).spawn(move || drop(kept));
+        }
     }
 }
 
@@ -165,6 +170,12 @@ impl DeviceHost {
         if let Some(kept) = &self.kept {
             kept.close();
         }
+    }
+}
+
+impl Drop for DeviceHost {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 

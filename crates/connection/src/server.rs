@@ -95,10 +95,16 @@ impl Server {
         self.listener.stats()
     }
 
-    /// Stops accepting. Connections that were accepted stay; those that were not are destroyed. Idempotent.
+    /// Stops accepting. Connections that were accepted stay; those that were not are destroyed. Never blocks.
+    /// Idempotent.
     pub fn close(&self) {
         self.listener.close();
         self.host.release();
+    }
+
+    /// Waits until the server is closed, its port is free and its handshakes are over.
+    pub async fn closed(&self) {
+        self.listener.closed().await;
     }
 }
 

@@ -71,9 +71,29 @@ struct Desk {
     bell: Bell,
     server: OnceLock<Result<Server>>,
     listen: OnceLock<Task>,
-    accepted: Mutex<VecDeque<Connection>>,
+    accepted: Mutex<Accepted>,
     accepting: AtomicBool,
-    ended: AtomicBool,
+    free: AtomicBool,
+}
+
+/// Connections that JavaScript has not taken yet.
+#[derive(Default)]
+struct Accepted {
+    waiting: VecDeque<Connection>,
+    /// No more will come, and none is wanted.
+    ended: bool,
+}
+
+impl Accepted {
+    /// Takes a connection in, or gives it back where none is wanted: its end must not happen under the lock.
+    fn add(&mut self, connection: Option<Connection>) -> Option<Connection> {
+        self.ended |= connection.is_none();
+        if self.ended {
+            return connection;
+        }
+        self.waiting.extend(connection);
+        None
+    }
 }
 
 impl Desk {
@@ -82,12 +102,28 @@ impl Desk {
     }
 
     fn close(&self) {
+        // What JavaScript was not handed it will not ask for.
+        let unwanted = {
+            let mut accepted = lock(&self.accepted);
+            accepted.ended = true;
+            std::mem::take(&mut accepted.waiting)
+        };
+        // Behind the lock: either the server is seen here, or its task sees the end there.
         if let Some(server) = self.server() {
             server.close();
         }
-        self.ended.store(true, Ordering::Release);
-        // What JavaScript was not handed it will not ask for.
-        drop(std::mem::take(&mut *lock(&self.accepted)));
+        drop(unwanted);
+    }
+
+    /// Takes over what `listen` gave; a server that nobody wants any more is closed.
+    fn listens(&self, server: Result<Server>) {
+        // The only place that sets it.
+        let _ = self.server.set(server);
+        if lock(&self.accepted).ended
+            && let Some(server) = self.server()
+        {
+            server.close();
+        }
     }
 }
 
@@ -133,14 +169,13 @@ impl Listening {
             listen: OnceLock::new(),
             accepted: Mutex::default(),
             accepting: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
+            free: AtomicBool::new(false),
         });
         let waiting = Arc::downgrade(&desk);
         let task = process.runtime.spawn(async move {
             let server = Server::listen(&process.registry, session, device, options).await;
             if let Some(desk) = waiting.upgrade() {
-                // The only place that sets it.
-                let _ = desk.server.set(server);
+                desk.listens(server);
                 desk.bell.ring();
             }
         });
@@ -211,10 +246,8 @@ impl NativeServer {
                 Some(server) => server.accept().await,
                 None => None,
             };
-            match connection {
-                Some(connection) => lock(&desk.accepted).push_back(connection),
-                None => desk.ended.store(true, Ordering::Release),
-            }
+            let unwanted = lock(&desk.accepted).add(connection);
+            drop(unwanted);
             desk.accepting.store(false, Ordering::Release);
             desk.bell.ring();
         });
@@ -225,9 +258,11 @@ impl NativeServer {
     #[napi(catch_unwind)]
     #[must_use]
     pub fn take(&self, id: u32) -> Option<Either<NativeConnection, bool>> {
-        // Read before the queue: what came before the end is then seen.
-        let ended = self.desk.ended.load(Ordering::Acquire);
-        match lock(&self.desk.accepted).pop_front() {
+        let (connection, ended) = {
+            let mut accepted = lock(&self.desk.accepted);
+            (accepted.waiting.pop_front(), accepted.ended)
+        };
+        match connection {
             Some(connection) => Some(Either::A(NativeConnection::new(connection, &self.house, id))),
             None if ended => None,
             None => Some(Either::B(false)),
@@ -289,10 +324,26 @@ impl NativeServer {
         }
     }
 
-    /// Stops accepting; connections that were handed out stay.
+    /// Stops accepting; connections that were handed out stay. The server's id rings when the port is free, and
+    /// no handshake fails any more.
     #[napi(catch_unwind)]
     pub fn close(&self) {
         self.desk.close();
-        self.desk.bell.ring();
+        let Ok(process) = Process::get() else { return };
+        let desk = Arc::clone(&self.desk);
+        process.runtime.spawn(async move {
+            if let Some(server) = desk.server() {
+                server.closed().await;
+            }
+            desk.free.store(true, Ordering::Release);
+            desk.bell.ring();
+        });
+    }
+
+    /// Whether it is closed and its port is free.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn is_free(&self) -> bool {
+        self.desk.free.load(Ordering::Acquire)
     }
 }

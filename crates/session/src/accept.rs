@@ -7,6 +7,7 @@ use std::time::Duration;
 use secure_rdma_rdma::{Error, ErrorCode, Phase, Result};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{OwnedPermit, Sender};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 
@@ -23,15 +24,18 @@ use crate::{Established, Host, Role};
 /// How long accepting pauses when the system has no descriptor or memory for another connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// Knows whether the listener is closing; [`crate::Listener::closed`] waits until all of them are dropped.
+type Alive = watch::Receiver<bool>;
+
 /// Accepts until the listener closes.
 pub(crate) async fn accept_loop<H: Host + ?Sized>(
     shared: Arc<Shared<H>>,
     listener: TcpListener,
     ready: Sender<Established<H::Upper>>,
+    mut alive: Alive,
 ) {
-    let mut closing = shared.closing.subscribe();
     let closed = async {
-        let _ = closing.wait_for(|closing| *closing).await;
+        let _ = alive.wait_for(|closing| *closing).await;
     };
     let accepting = async {
         for id in 0.. {
@@ -39,12 +43,15 @@ pub(crate) async fn accept_loop<H: Host + ?Sized>(
             Counters::count(&shared.counters.tcp_accepted);
             let Some(ticket) = admit(&shared, id).await else { return };
             let ready = ready.clone();
-            tokio::spawn(serve(Arc::clone(&shared), ticket, tcp, address, ready));
+            let alive = shared.closing.subscribe();
+            tokio::spawn(serve(Arc::clone(&shared), ticket, tcp, address, ready, alive));
             // Handshakes get their turn between two newcomers.
             tokio::task::yield_now().await;
         }
     };
     let _ = race(closed, accepting).await;
+    drop(listener);
+    drop(alive);
 }
 
 async fn accept_one<H: Host + ?Sized>(shared: &Shared<H>, listener: &TcpListener) -> (TcpStream, SocketAddr) {
@@ -80,6 +87,7 @@ async fn serve<H: Host + ?Sized>(
     tcp: TcpStream,
     address: SocketAddr,
     ready: Sender<Established<H::Upper>>,
+    _alive: Alive,
 ) {
     let handshake = handshake(&shared, &ticket.progress, tcp, address, ready);
     let failed = match race(handshake, ticket.evicted()).await {

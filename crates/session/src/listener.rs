@@ -86,7 +86,9 @@ impl<H: Host + ?Sized> Listener<H> {
             counters: Counters::default(),
             closing: watch::Sender::new(false),
         });
-        tokio::spawn(accept_loop(Arc::clone(&shared), listener, sender));
+        // Counted before the task runs: a close that comes first waits for it too.
+        let alive = shared.closing.subscribe();
+        tokio::spawn(accept_loop(Arc::clone(&shared), listener, sender, alive));
         Ok(Self { shared, address, ready: Mutex::new(ready) })
     }
 
@@ -138,12 +140,12 @@ impl<H: Host + ?Sized> Listener<H> {
         self.discard_unaccepted();
     }
 
-    /// Waits until the listener is closed and its port is free.
+    /// Waits until the listener is closed, its port is free and its handshakes are over.
     pub async fn closed(&self) {
         let mut closing = self.shared.closing.subscribe();
         let _ = closing.wait_for(|closing| *closing).await;
         drop(closing);
-        // The accepting task drops its receiver behind its socket.
+        // The accepting task drops its receiver behind its socket, a handshake behind the last that it tells.
         self.shared.closing.closed().await;
     }
 
