@@ -1,6 +1,7 @@
 // Every option that cannot be: refused at once, by its name, before anything is opened.
 
 import { inspect } from 'node:util'
+import { runInNewContext } from 'node:vm'
 import test from 'ava'
 import { connect, listen, type ConnectOptions, type ListenOptions } from 'secure-rdma'
 
@@ -24,6 +25,11 @@ const common: Row[] = [
   [{ ca: [new Uint8Array()] }, TYPE, 'options.ca[0]'],
   [{ pins: 5 }, TYPE, 'options.pins'],
   [{ pins: ['', 'a'] }, VALUE, 'options.pins[0]'],
+  [{ pins: 'xyz' }, VALUE, 'options.pins must be the SHA-256'],
+  [{ pins: ['0'.repeat(63)] }, VALUE, 'options.pins[0]'],
+  [{ pins: `sha256/${'A'.repeat(42)}B=` }, VALUE, 'options.pins'],
+  [{ pins: `sha1/${'A'.repeat(43)}=` }, VALUE, 'options.pins'],
+  [{ ca: undefined, pins: '0'.repeat(64), crl: PEM }, VALUE, 'options.crl needs options.ca'],
   [{ cert: {} }, TYPE, 'options.cert'],
   [{ key: ['a'] }, TYPE, 'options.key'],
   [{ crl: false }, TYPE, 'options.crl'],
@@ -65,6 +71,13 @@ const common: Row[] = [
   [{ pool: 5 }, TYPE, 'options.pool'],
   [{ pool: { bufferSize: 4095 } }, RANGE, 'options.pool.bufferSize'],
   [{ pool: { receiveBuffers: 3 } }, RANGE, 'options.pool.receiveBuffers'],
+  [
+    { pool: { receiveBuffers: 15 } },
+    RANGE,
+    'options.pool.receiveBuffers must be at least options.credits, which is 16',
+  ],
+  [{ credits: 20, pool: { receiveBuffers: 19 } }, RANGE, 'options.pool.receiveBuffers must be at least'],
+  [{ pool: Object.create({ bufferSize: 4096 }) }, VALUE, 'options.pool must be a plain object'],
   [{ pool: { sendBuffers: 0 } }, RANGE, 'options.pool.sendBuffers'],
   [{ pool: { buffers: 5 } }, VALUE, 'options.pool.buffers'],
   [{ pathProbeInterval: -1 }, RANGE, 'options.pathProbeInterval'],
@@ -95,6 +108,7 @@ const ofConnect: Row[] = [
   [{ port: 0 }, RANGE, 'options.port'],
   [{ localAddress: 'localhost' }, VALUE, 'options.localAddress'],
   [{ servername: '' }, VALUE, 'options.servername'],
+  [{ servername: 'a', ca: undefined, pins: '0'.repeat(64) }, VALUE, 'options.servername needs options.ca'],
   [{ cert: undefined }, VALUE, 'options.cert and options.key'],
   [{ key: undefined }, VALUE, 'options.cert and options.key'],
   [{ requestCert: true }, VALUE, 'options.requestCert'],
@@ -106,6 +120,9 @@ const ofListen: Row[] = [
   [{ key: undefined }, VALUE, 'options.cert and options.key'],
   [{ backlog: 0 }, RANGE, 'options.backlog'],
   [{ requestCert: 'yes' }, TYPE, 'options.requestCert'],
+  [{ requestCert: false }, VALUE, 'options.ca has no effect with requestCert: false'],
+  [{ requestCert: false, ca: undefined, pins: '0'.repeat(64) }, VALUE, 'options.pins has no effect'],
+  [{ requestCert: false, ca: undefined, crl: PEM }, VALUE, 'options.crl has no effect'],
   [{ maxPendingHandshakes: 0 }, RANGE, 'options.maxPendingHandshakes'],
   [{ maxPendingHandshakes: 65537 }, RANGE, 'options.maxPendingHandshakes'],
   [{ maxUnaccepted: 0 }, RANGE, 'options.maxUnaccepted'],
@@ -150,6 +167,30 @@ for (const [name, rows] of Object.entries({
     }
   })
 
+  test(`${name} refuses options that may inherit what it would not see, and takes those of other realms`, async (t) => {
+    class Options {
+      readonly port = 1
+    }
+    const authorize = (): boolean => false
+    for (const odd of [
+      Object.create({ ...good, authorize }),
+      Object.create(good),
+      new Options(),
+      new Map(),
+      new Proxy(new Options(), {}),
+    ]) {
+      await t.throwsAsync(call(Object.assign(odd as object, good)), {
+        code: VALUE,
+        message: /^options must be a plain object/,
+      })
+    }
+    const foreign = runInNewContext('({})') as object
+    for (const plain of [Object.create(null) as object, foreign]) {
+      // The next check is the first to object.
+      await t.throwsAsync(call(Object.assign(plain, good, { hots: 1 })), { message: /^options\.hots/ })
+    }
+  })
+
   test(`${name} never shows a key in an error`, async (t) => {
     const secret = 'c2VjcmV0LXNlY3JldC1zZWNyZXQ'
     for (const bad of [{ key: { secret } }, { key: [secret] }, { ca: 5, key: secret }, { passphrase: secret }]) {
@@ -162,7 +203,6 @@ for (const [name, rows] of Object.entries({
 test('material that cannot be read is an RdmaError, not a TypeError', async (t) => {
   await t.throwsAsync(connect(good), { name: 'RdmaError', code: 'ERR_RDMA_TLS_CONFIG' })
   await t.throwsAsync(listen(good), { name: 'RdmaError', code: 'ERR_RDMA_TLS_CONFIG' })
-  await t.throwsAsync(connect({ ...good, ca: undefined, pins: 'no pin' }), { code: 'ERR_RDMA_TLS_CONFIG' })
 })
 
 test('a signal that was aborted before keeps anything from beginning', async (t) => {
@@ -171,5 +211,16 @@ test('a signal that was aborted before keeps anything from beginning', async (t)
   for (const call of [connect({ ...good, signal }), listen({ ...good, signal })]) {
     const error = await t.throwsAsync(call, { name: 'AbortError', code: 'ABORT_ERR' })
     t.is(error.cause, reason)
+  }
+})
+
+test('every spelling of a pin is taken as native code takes it', async (t) => {
+  const digits = 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
+  const base64 = Buffer.from(digits, 'hex').toString('base64')
+  const url = base64.replaceAll('+', '-').replaceAll('/', '_').replaceAll('=', '')
+  const colons = digits.replaceAll(/..(?!$)/g, '$&:')
+  for (const pins of [digits, digits.toUpperCase(), colons, base64, url, `sha256/${base64}`, [digits, base64]]) {
+    // It gets as far as the certificates.
+    await t.throwsAsync(connect({ ...good, ca: undefined, pins }), { code: 'ERR_RDMA_TLS_CONFIG', message: /cert/ })
   }
 })

@@ -37,7 +37,7 @@ export interface DeviceInfo {
   /** Its name, for `device`. */
   readonly name: string
   /** Which implementation stands behind it. */
-  readonly kind: 'verbs' | 'soft' | 'fake'
+  readonly kind: 'verbs' | 'soft'
   /** Why it cannot carry connections, where it cannot. */
   readonly unusable?: string
   /** Its ports. */

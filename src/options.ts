@@ -11,6 +11,8 @@ import {
   material,
   members,
   oneOf,
+  pin,
+  rangeError,
   text,
   whole,
   type Checked,
@@ -142,7 +144,7 @@ export interface ConnectOptions extends CommonOptions {
   port: number
   /** The local address of the TCP connection. By it the RDMA device is chosen. */
   localAddress?: string | undefined
-  /** The name that the server's certificate must have. Default: `host`. */
+  /** The name that the server's certificate must have. Default: `host`. Only with `ca`: `pins` alone judge no name. */
   servername?: string | undefined
   /** Gives up when it is aborted; whatever was made is unmade. */
   signal?: AbortSignal | undefined
@@ -158,7 +160,7 @@ export interface ListenOptions extends CommonOptions {
   backlog?: number | undefined
   /**
    * Whether clients must show a certificate that `ca` or `pins` trusts. Default **true** (node:tls: false). With false
-   * anybody may connect, unless `authorize` objects.
+   * anybody may connect, unless `authorize` objects; `ca`, `pins` and `crl` are then refused.
    */
   requestCert?: boolean | undefined
   /** Handshakes at once, 1 to 65536. Default 256. When full, the one that has stalled longest gives way. */
@@ -222,7 +224,7 @@ interface Normal {
 
 const common: Checks<Normal> = {
   ca: list(material),
-  pins: list(text),
+  pins: list(pin),
   cert: list(material),
   key: material,
   crl: list(material),
@@ -339,6 +341,10 @@ export function checkConnect(options: unknown): Checked<NormalConnect> & { port:
   if (port === undefined) throw argumentTypeError('options.port', 'a number', port)
   requireTrust(checked)
   requirePair(checked)
+  requireRoom(checked)
+  if (checked.servername !== undefined && !checked.ca?.length) {
+    throw argumentValueError('options.servername needs options.ca: where pins stand alone, no name is looked at')
+  }
   return { ...checked, port }
 }
 
@@ -352,14 +358,39 @@ export function checkListen(options: unknown): Checked<NormalListen> {
   if (checked.cert === undefined || checked.key === undefined) {
     throw argumentValueError('options.cert and options.key are required: a server shows a certificate')
   }
-  if (checked.requestCert !== false) requireTrust(checked)
+  if (checked.requestCert === false) refuseTrust(checked)
+  else requireTrust(checked)
   requirePair(checked)
+  requireRoom(checked)
   return checked
 }
 
-function requireTrust({ ca, pins }: Checked<Normal>): void {
+function requireTrust({ ca, pins, crl }: Checked<Normal>): void {
   if ((ca?.length ?? 0) + (pins?.length ?? 0) === 0) {
     throw argumentValueError("options.ca or options.pins is required: the system's authorities are not used")
+  }
+  if (crl?.length && !ca?.length) {
+    throw argumentValueError("options.crl needs options.ca: a list is checked with its issuer's key")
+  }
+}
+
+/** What would judge certificates that nobody is asked for: whoever gives it believes that clients are judged. */
+function refuseTrust(options: Checked<Normal>): void {
+  for (const name of ['ca', 'pins', 'crl'] as const) {
+    if (options[name]?.length) {
+      throw argumentValueError(`options.${name} has no effect with requestCert: false: leave one of them out`)
+    }
+  }
+}
+
+const DEFAULT_CREDITS = 16
+
+function requireRoom({ credits = DEFAULT_CREDITS, pool }: Checked<Normal>): void {
+  const { receiveBuffers = credits } = pool ?? {}
+  if (receiveBuffers < credits) {
+    throw rangeError(
+      `options.pool.receiveBuffers must be at least options.credits, which is ${credits}; it is ${receiveBuffers}`,
+    )
   }
 }
 

@@ -1,3 +1,4 @@
+import { inspect, type InspectOptions } from 'node:util'
 import type { NativeLocal, NativeReport } from '#binding'
 import { toNames, type CertificateNames } from './peer.js'
 
@@ -6,7 +7,7 @@ export interface ConnectionDevice {
   /** The device's name. */
   readonly name: string
   /** Which implementation stands behind it. */
-  readonly kind: 'verbs' | 'soft' | 'fake'
+  readonly kind: 'verbs' | 'soft'
   /** The port, from 1. */
   readonly port: number
   /** Index of the GID in the port's table. */
@@ -104,6 +105,13 @@ export function toHandshake(native: NativeReport): Handshake {
     ...(ownCertificate && { ownCertificate: toNames(ownCertificate) }),
     ...(peerCertificate && { peerCertificate: toNames(peerCertificate) }),
   } as Handshake
-  if (secrets) Object.defineProperty(handshake, 'secrets', { value: Object.freeze(secrets) })
-  return handshake
+  if (!secrets) return handshake
+  Object.freeze(secrets)
+  // Only who asks by name is told: `showHidden` shows what is not enumerable, and `getters` what accessors give.
+  return Object.defineProperties(handshake, {
+    secrets: { get: () => secrets },
+    [inspect.custom]: {
+      value: (depth: number, options: InspectOptions) => inspect({ ...handshake }, { ...options, depth }),
+    },
+  })
 }

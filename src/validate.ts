@@ -12,7 +12,8 @@ export function argumentValueError(message: string): TypeError {
   return withCode(new TypeError(message), 'ERR_INVALID_ARG_VALUE')
 }
 
-function rangeError(message: string): RangeError {
+/** A number that is too small or too large. */
+export function rangeError(message: string): RangeError {
   return withCode(new RangeError(message), 'ERR_OUT_OF_RANGE')
 }
 
@@ -37,6 +38,17 @@ export const address: Check<string> = (value, name) => {
     throw argumentValueError(`${name} must be an IP address, without a zone; it is ${inspect(value)}`)
   }
   return value
+}
+
+/** The SHA-256 of a key: 64 hexadecimal digits, also with colons, or base64 of 32 bytes, also behind `sha256/`. */
+export const pin: Check<string> = (value, name) => {
+  const given = text(value, name)
+  if (/^[\da-f]{64}$/i.test(given.replaceAll(':', ''))) return given
+  // The last digit holds four bits of the last byte.
+  if (/^(sha256\/)?[\w+/-]{42}[AEIMQUYcgkosw048]=*$/.test(given)) return given
+  throw argumentValueError(
+    `${name} must be the SHA-256 of a SubjectPublicKeyInfo, as 64 hexadecimal digits or base64; it is ${inspect(given)}`,
+  )
 }
 
 /** `true` or `false`. */
@@ -97,7 +109,8 @@ export type Checked<T> = { [Name in keyof T]?: T[Name] }
 
 /**
  * Checks an object by a table. `undefined` counts as not given; a member that the table does not have is refused, and
- * `foreign` may say why.
+ * `foreign` may say why. So is an object that may inherit members: they would be ignored, and with them an `authorize`
+ * or `crl` that was asked for.
  */
 export function members<T>(
   value: unknown,
@@ -108,6 +121,9 @@ export function members<T>(
   if (typeof value !== 'object' || value === null || Array.isArray(value)) {
     throw argumentTypeError(name, 'an object', value)
   }
+  if (!isPlain(value)) {
+    throw argumentValueError(`${name} must be a plain object: what it inherits would be ignored; give { ...options }`)
+  }
   const checked: Checked<T> = {}
   for (const [key, given] of Object.entries(value)) {
     if (given === undefined) continue
@@ -116,6 +132,13 @@ export function members<T>(
     checked[member] = table[member](given, `${name}.${key}`)
   }
   return checked
+}
+
+/** Whether it inherits from nothing, or from what every object literal does; `Object.prototype` differs by realm. */
+function isPlain(value: object): boolean {
+  const prototype: unknown = Object.getPrototypeOf(value)
+  if (typeof prototype !== 'object' || prototype === null) return true
+  return Object.getPrototypeOf(prototype) === null && Object.hasOwn(prototype, 'isPrototypeOf')
 }
 
 function unknownMember(name: string, key: string, table: object, foreign: Readonly<Record<string, string>>): TypeError {
