@@ -4,12 +4,13 @@
 // compiles.
 // CLI: node tools/test-pack.mjs
 
-import { mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { spawnSync } from 'node:child_process'
+import { mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { pack } from './pack.mjs'
-import { mainOf, run } from './process.mjs'
+import { ProcessError, mainOf, run } from './process.mjs'
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const bin = (/** @type {string} */ name) => join(root, 'node_modules/.bin', name)
@@ -45,7 +46,14 @@ import('secure-rdma').then(async (imported) => {
 `
 
 await mainOf('test-pack', async () => {
-  const { main, platform } = pack(join(root, 'build/pack'))
+  for (const cwd of ['.', ...readdirSync(join(root, 'npm')).map((name) => `npm/${name}`)]) {
+    const status = spawnSync('npm', ['pack', '--dry-run'], { cwd: join(root, cwd), stdio: 'ignore' }).status
+    if (status === 0) throw new ProcessError(`npm packs ${cwd}, which is not what is published`, 1)
+  }
+  const {
+    main,
+    platforms: [platform],
+  } = pack(join(root, 'build/pack'))
   await run(bin('publint'), ['run', '--strict', main])
   await run(bin('publint'), ['run', '--strict', platform])
   await run(bin('attw'), ['--no-emoji', '--no-definitely-typed', main])
