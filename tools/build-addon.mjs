@@ -24,7 +24,8 @@ if (process.argv[1] && resolve(process.argv[1]) === fileURLToPath(import.meta.ur
     const cli = createRequire(import.meta.url).resolve('@napi-rs/cli')
     const common = ['build', '--platform', '--manifest-path', 'crates/node/Cargo.toml', '-o', folder]
     const own = fake ? ['--features', 'fake'] : ['--release', '--strip']
-    const args = [...common, '--js', 'binding.cjs', '--dts', 'binding.d.cts', ...own]
+    // Cargo.lock as it is: what was tested is what is built.
+    const args = [...common, '--js', 'binding.cjs', '--dts', 'binding.d.cts', ...own, '--', '--locked']
     await run(process.execPath, [join(dirname(cli), 'cli.js'), ...args], { cwd: root, env: buildEnvironment() })
   })
 }

@@ -2,7 +2,7 @@
 // @ts-check
 // Brings a checkout from nothing to ready: Debian packages, npm packages, the addon, compiled TypeScript. Does only what
 // is missing or stale, says what it does and how long it took. Works before `npm ci`.
-// CLI: node tools/set-up.mjs [--groups=build,guest,test] [addon|typescript|examples|tests ...]
+// CLI: node tools/set-up.mjs [--groups=build,guest] [addon|typescript|examples|tests ...]
 
 import { createHash } from 'node:crypto'
 import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'

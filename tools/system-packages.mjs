@@ -1,16 +1,16 @@
 #!/usr/bin/env node
 // @ts-check
 // The Debian packages that building and testing need, and why. Lists what is missing before anything is installed.
-// CLI: node tools/system-packages.mjs [build|guest|test ...]     (all of them when none is named)
+// CLI: node tools/system-packages.mjs [build|guest ...]     (all of them when none is named)
 
 import { existsSync, readFileSync, readdirSync } from 'node:fs'
 import { homedir } from 'node:os'
-import { delimiter, join, resolve } from 'node:path'
+import { delimiter, dirname, join, resolve } from 'node:path'
 import { createInterface } from 'node:readline/promises'
 import { fileURLToPath } from 'node:url'
 import { ProcessError, capture, commandExists, mainOf, run } from './process.mjs'
 
-/** @typedef {'build' | 'guest' | 'test'} Group */
+/** @typedef {'build' | 'guest'} Group */
 /** @typedef {{ names: string[], reason: string, spared?: () => boolean }} SystemPackage */
 
 /**
@@ -35,16 +35,18 @@ export const SYSTEM_PACKAGES = {
     { names: ['qemu-system-x86'], reason: 'runs the guest that has real soft-RoCE devices' },
     { names: ['xz-utils'], reason: 'unpacks the guest’s kernel' },
   ],
-  test: [
-    { names: ['openssl'], reason: 'makes certificates, good and bad ones' },
-    { names: ['tshark'], reason: 'reads captures, and decrypts TLS in them with the test’s key log' },
-  ],
 }
 
 /** @type {Group[]} */
-const GROUPS = ['build', 'guest', 'test']
+const GROUPS = ['build', 'guest']
 
 const LEAST_NODE = [20, 19]
+
+/**
+ * The Rust whose clippy finds nothing here, and which CI installs. Each release knows new warnings: to others they are
+ * shown, and fail nothing.
+ */
+const LINT_RUST = '1.95'
 
 /**
  * What is missing of the groups.
@@ -153,6 +155,52 @@ export function checkToolchain() {
   if (!existsSync(join(cargoFolder(), 'cargo')) && !commandExists('cargo')) {
     throw new ProcessError('Rust is needed, and there is no cargo: https://rustup.rs installs it', 1)
   }
+  const [least, found] = [leastRust(), rustVersion()]
+  if (!isAtLeast(found, least)) {
+    throw new ProcessError(`Rust ${least} or newer is needed, and this is ${found}: rustup update stable`, 1)
+  }
+}
+
+/** Checks that there are rustfmt and clippy, which rustup's minimal profile leaves out. */
+export function checkLinters() {
+  const missing = Object.entries({ rustfmt: 'fmt', clippy: 'clippy' }).filter(([, command]) => {
+    // rustup puts a stand-in there for each, which fails.
+    try {
+      capture('cargo', [command, '--version'], { quiet: true, env: buildEnvironment() })
+      return false
+    } catch {
+      return true
+    }
+  })
+  if (missing.length === 0) return
+  const names = missing.map(([name]) => name).join(' ')
+  throw new ProcessError(`format and lint need what this Rust lacks: rustup component add ${names}`, 1)
+}
+
+/** Whether warnings of this machine's clippy are failures: those of another release are news, and not ours. */
+export const lintsStrictly = () => rustVersion().startsWith(`${LINT_RUST}.`)
+
+/** What Cargo.toml says. */
+function leastRust() {
+  const manifest = readFileSync(join(dirname(fileURLToPath(import.meta.url)), '../Cargo.toml'), 'utf8')
+  const [, version] = /^rust-version = "([\d.]+)"$/m.exec(manifest) ?? []
+  if (version === undefined) throw new ProcessError('Cargo.toml has no rust-version', 1)
+  return version
+}
+
+function rustVersion() {
+  const answer = capture('rustc', ['--version'], { env: buildEnvironment() }).toString()
+  const [, version] = /^rustc (\d+\.\d+\.\d+)/.exec(answer) ?? []
+  if (version === undefined) throw new ProcessError(`rustc --version says ${answer.trim()}`, 1)
+  return version
+}
+
+/** @param {string} version @param {string} least both as in `1.88.0`; parts that are left out are 0 */
+export function isAtLeast(version, least) {
+  const wanted = least.split('.').map(Number)
+  const parts = version.split('.').map(Number)
+  const differs = wanted.findIndex((part, i) => part !== (parts[i] ?? 0))
+  return differs === -1 || (parts[differs] ?? 0) > wanted[differs]
 }
 
 /** Where rustup puts cargo. */
