@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::WorkId;
+use crate::{RKey, WorkId};
 
 /// The status of a completion. The numbers are those of `enum ibv_wc_status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -118,6 +118,8 @@ pub struct Completion {
     pub byte_len: u32,
     /// The immediate that the peer sent.
     pub immediate: Option<u32>,
+    /// The own key that the peer's SEND with invalidate has ended.
+    pub invalidated: Option<RKey>,
     /// The vendor's own code of a failure.
     pub vendor_error: u32,
 }

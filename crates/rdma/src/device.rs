@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 
 use crate::{
-    Access, Addressing, Completion, DeviceInfo, DeviceLimits, Establish, LocalAddress, Memory, PostError,
-    QpAttr, QpState, Qpn, ReceiveRequest, Region, Result, SendRequest,
+    Access, Addressing, Completion, DeviceInfo, DeviceLimits, Establish, LocalAddress, Memory, MemoryWindow,
+    PostError, QpAttr, QpState, Qpn, ReceiveRequest, Region, Result, SendRequest,
 };
 
 /// A family of devices: all that libibverbs shows, or the embedded one.
@@ -57,6 +57,14 @@ pub trait Device: Send + Sync + fmt::Debug {
     /// # Errors
     /// `ERR_RDMA_RESOURCE`.
     fn create_receive_queue(&self, capacity: u32) -> Result<Option<Arc<dyn ReceiveQueue>>>;
+
+    /// Makes a type 2 memory window, bound to nothing yet, or `None` where the device has none.
+    ///
+    /// # Errors
+    /// `ERR_RDMA_RESOURCE`.
+    fn create_memory_window(&self) -> Result<Option<Arc<dyn MemoryWindow>>> {
+        Ok(None)
+    }
 
     /// Makes a queue pair in RESET. Never blocks for the network.
     ///

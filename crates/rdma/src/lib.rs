@@ -30,6 +30,7 @@ mod psn;
 mod region;
 mod state;
 pub mod transition;
+mod window;
 mod work;
 
 pub use access::Access;
@@ -53,4 +54,5 @@ pub use mtu::PathMtu;
 pub use psn::{Entropy, OsEntropy, Psn};
 pub use region::{Region, Registration, Slice};
 pub use state::QpState;
+pub use window::MemoryWindow;
 pub use work::{PostError, ReceiveRequest, RemoteSlice, SendFlags, SendOperation, SendRequest, WorkId};

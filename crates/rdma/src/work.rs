@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bitflags::bitflags;
 use smallvec::SmallVec;
 
-use crate::{Error, RKey, Region, Slice};
+use crate::{Access, Error, MemoryWindow, RKey, Region, Slice};
 
 /// What the poster calls a work request by; its completion carries the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,6 +56,36 @@ pub enum SendOperation {
         /// What is added, modulo 2^64.
         add: u64,
     },
+    /// SEND that also ends one of the peer's keys: the receive's completion names it.
+    SendInvalidate {
+        /// The peer's key. It must be that of a window bound to the peer's queue pair, or the connection ends.
+        rkey: RKey,
+    },
+    /// Binds a type 2 memory window to this queue pair and to a range of a region. Nothing of it goes over the wire.
+    Bind {
+        /// The window.
+        window: Arc<dyn MemoryWindow>,
+        /// The key that opens it from now on: one that [`MemoryWindow::next_key`] gave.
+        rkey: RKey,
+        /// The range. Its region must have [`Access::MEMORY_WINDOW_BIND`].
+        target: Slice,
+        /// What the peer may do there: remote rights only, of which the region need have none.
+        access: Access,
+    },
+    /// Ends a window's binding: its key opens nothing any more when this completes. Waits for everything posted
+    /// earlier. Nothing of it goes over the wire.
+    Invalidate {
+        /// The own key.
+        rkey: RKey,
+    },
+}
+
+impl SendOperation {
+    /// Whether it is carried out by the own device alone, and takes no local bytes and no PSN.
+    #[must_use]
+    pub const fn is_local(&self) -> bool {
+        matches!(self, Self::Bind { .. } | Self::Invalidate { .. })
+    }
 }
 
 bitflags! {

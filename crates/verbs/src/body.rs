@@ -210,7 +210,15 @@ impl Body {
             }
             true => CompletionKind::Receive,
         };
-        Some(Completion { id, kind, status, byte_len: wc.byte_len, immediate, vendor_error: wc.vendor_err })
+        Some(Completion {
+            id,
+            kind,
+            status,
+            byte_len: wc.byte_len,
+            immediate,
+            invalidated: None,
+            vendor_error: wc.vendor_err,
+        })
     }
 
     /// Posts sends.

@@ -137,6 +137,10 @@ impl Chain<ibv_send_wr> {
                 let (remote_addr, rkey) = (remote.address, remote.rkey.expose());
                 wr.wr = wr_t { atomic: atomic_t { remote_addr, compare_add: add, swap: 0, rkey } };
             }
+            // Refused by `posting::check_send`: they never come here.
+            SendOperation::SendInvalidate { .. }
+            | SendOperation::Bind { .. }
+            | SendOperation::Invalidate { .. } => {}
         }
         self.requests.push(wr);
     }

@@ -165,6 +165,10 @@ fn full(queue: &str) -> Error {
 
 fn check_send(core: &Core, request: &SendRequest, max_sge: u32) -> Result<()> {
     let total = check_slices(core, &request.local, max_sge)?;
+    if request.operation.is_local() || matches!(request.operation, SendOperation::SendInvalidate { .. }) {
+        let message = format!("memory windows are not used on verbs devices ({}) yet", core.name);
+        return Err(Error::new(ErrorCode::InvalidArgument, message));
+    }
     let (SendOperation::CompareSwap { remote, .. } | SendOperation::FetchAdd { remote, .. }) =
         request.operation
     else {

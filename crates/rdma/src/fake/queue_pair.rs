@@ -91,6 +91,9 @@ impl FakeQueuePair {
             return Err(not_postable(state.state));
         }
         check_slices(&request.local, &keys, state.max_sge, longest)?;
+        if request.operation.is_local() || matches!(request.operation, SendOperation::SendInvalidate { .. }) {
+            return Err(Error::new(ErrorCode::InvalidArgument, "this device has no memory windows"));
+        }
         let atomic =
             matches!(request.operation, SendOperation::CompareSwap { .. } | SendOperation::FetchAdd { .. });
         if atomic && super::region::length(&request.local) != 8 {

@@ -144,6 +144,7 @@ impl World {
                 status: WcStatus::SUCCESS,
                 byte_len,
                 immediate: None,
+                invalidated: None,
                 vendor_error: 0,
             },
         );

@@ -53,6 +53,10 @@ impl World {
             SendOperation::FetchAdd { remote, add } => {
                 self.atomic(target, remote, long, |old| old.wrapping_add(*add))
             }
+            // Refused when they are posted.
+            SendOperation::SendInvalidate { .. }
+            | SendOperation::Bind { .. }
+            | SendOperation::Invalidate { .. } => self.nak(target, INVALID),
         };
         if let Answer::Acknowledged(_) = answer
             && let Some(state) = self.queue_pairs.get_mut(&target)
@@ -117,7 +121,15 @@ impl World {
         let status = WcStatus::SUCCESS;
         self.complete(
             target,
-            Completion { id: receive.id, kind, status, byte_len, immediate, vendor_error: 0 },
+            Completion {
+                id: receive.id,
+                kind,
+                status,
+                byte_len,
+                immediate,
+                invalidated: None,
+                vendor_error: 0,
+            },
         );
     }
 

@@ -136,7 +136,7 @@ impl State {
 
 /// A failed or flushed work request's completion: nothing else of it means anything.
 pub(super) fn failed(id: WorkId, kind: CompletionKind, status: WcStatus) -> Completion {
-    Completion { id, kind, status, byte_len: 0, immediate: None, vendor_error: 0 }
+    Completion { id, kind, status, byte_len: 0, immediate: None, invalidated: None, vendor_error: 0 }
 }
 
 impl World {
