@@ -4,14 +4,20 @@
 use std::fmt;
 use std::io;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::{Error, ErrorCode, Result};
 
 /// Page-aligned, zeroed memory of our own, with an inaccessible page before and after it.
 ///
 /// A device may write here while we read: every access is a copy through raw pointers, and no reference to the
-/// bytes is ever made. Contents are stable only after the completion that says so, and the same holds between
-/// threads: whoever copies into a range that another copies from gets some of each.
+/// bytes is ever made but that to an `AtomicU64` while [`Memory::compare_swap`] or [`Memory::fetch_add`] runs.
+/// Contents are stable only after the completion that says so, and the same holds between threads: whoever copies
+/// into a range that another copies from gets some of each.
+///
+/// In builds with debug assertions the addresses of a dropped region are never used again, so that an access that
+/// comes too late, by whatever kept the address, ends in SIGSEGV instead of in another region's bytes. At most
+/// 1 TiB of addresses is kept back so; it costs no memory.
 pub struct Memory {
     mapping: NonNull<u8>,
     mapped: usize,
@@ -21,7 +27,7 @@ pub struct Memory {
 
 // SAFETY: the mapping is owned by this value alone and is not tied to a thread.
 unsafe impl Send for Memory {}
-// SAFETY: shared access is by copies through raw pointers only; see `write` and `read`.
+// SAFETY: shared access is by copies through raw pointers and by atomic instructions only; see `write` and `read`.
 unsafe impl Sync for Memory {}
 
 impl Memory {
@@ -115,6 +121,38 @@ impl Memory {
         Ok(())
     }
 
+    /// Stores `swap` in the 8 bytes at `offset` if they hold `compare`, and answers what they held, in one atomic
+    /// step. The bytes are an integer in the host's order.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InvalidArgument`] when the bytes do not lie inside or `offset` is no multiple of 8; nothing is
+    /// changed then.
+    pub fn compare_swap(&self, offset: usize, compare: u64, swap: u64) -> Result<u64> {
+        let held = self.atomic(offset)?.compare_exchange(compare, swap, Ordering::SeqCst, Ordering::SeqCst);
+        Ok(held.unwrap_or_else(|other| other))
+    }
+
+    /// Adds to the 8 bytes at `offset`, modulo 2^64, and answers what they held, in one atomic step. The bytes are
+    /// an integer in the host's order.
+    ///
+    /// # Errors
+    /// As for [`Memory::compare_swap`].
+    pub fn fetch_add(&self, offset: usize, add: u64) -> Result<u64> {
+        Ok(self.atomic(offset)?.fetch_add(add, Ordering::SeqCst))
+    }
+
+    fn atomic(&self, offset: usize) -> Result<&AtomicU64> {
+        let at = self.range(offset, 8)?;
+        if !offset.is_multiple_of(8) {
+            return Err(Error::new(
+                ErrorCode::InvalidArgument,
+                format!("an atomic at offset {offset}: give a multiple of 8"),
+            ));
+        }
+        // SAFETY: `range` has checked the 8 bytes, which are aligned since the region starts a page.
+        Ok(unsafe { AtomicU64::from_ptr(at.as_ptr().cast()) })
+    }
+
     fn range(&self, offset: usize, length: usize) -> Result<NonNull<u8>> {
         match offset.checked_add(length) {
             // SAFETY: `offset` is at most the mapping's usable length.
@@ -132,8 +170,30 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        if cfg!(debug_assertions) && self.keep_addresses() {
+            return;
+        }
         // SAFETY: the mapping was made by `allocate`, and nothing points into it once its last owner is gone.
         unsafe { libc::munmap(self.mapping.as_ptr().cast(), self.mapped) };
+    }
+}
+
+impl Memory {
+    /// Gives the pages back but keeps their addresses, unless too many are kept already: a process has 2^47.
+    fn keep_addresses(&self) -> bool {
+        static KEPT: AtomicUsize = AtomicUsize::new(0);
+        const MOST: usize = usize::MAX >> 24;
+        if KEPT.fetch_add(self.mapped, Ordering::Relaxed).saturating_add(self.mapped) > MOST {
+            KEPT.fetch_sub(self.mapped, Ordering::Relaxed);
+            return false;
+        }
+        // A new mapping in place of the old, rather than mprotect and madvise: neighbours merge into one, of which
+        // a process may have only so many (vm.max_map_count), and nothing stays charged as committed.
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        let start = self.mapping.as_ptr().cast();
+        // SAFETY: it replaces exactly what `allocate` mapped, whose last owner is gone.
+        let kept = unsafe { libc::mmap(start, self.mapped, libc::PROT_NONE, flags, -1, 0) };
+        kept != libc::MAP_FAILED
     }
 }
 
@@ -191,5 +251,124 @@ mod tests {
             assert_eq!(Memory::allocate(length).unwrap_err().code(), ErrorCode::InvalidArgument);
         }
         assert_eq!(Memory::allocate(1 << 60).unwrap_err().code(), ErrorCode::NoMemory);
+    }
+
+    #[test]
+    fn atomics_around_both_ends_are_judged_rightly() {
+        for length in [1, 7, 8, 9, 15, 16, 63, 64] {
+            let memory = Memory::allocate(length).unwrap();
+            for offset in (0..=80_usize).chain([usize::MAX - 8, usize::MAX - 7, usize::MAX]) {
+                let good = offset % 8 == 0 && offset.checked_add(8).is_some_and(|end| end <= length);
+                let before = bytes_of(&memory);
+                assert_eq!(memory.fetch_add(offset, 1).is_ok(), good, "{offset} of {length}");
+                assert_eq!(memory.compare_swap(offset, 1, 0).is_ok(), good, "{offset} of {length}");
+                assert_eq!(bytes_of(&memory), before, "{offset} of {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn atomics_answer_what_was_there_and_change_only_their_bytes() {
+        let memory = Memory::allocate(24).unwrap();
+        memory.write(0, &[0xAA; 24]).unwrap();
+        memory.write(8, &5_u64.to_ne_bytes()).unwrap();
+        assert_eq!(memory.fetch_add(8, 10).unwrap(), 5);
+        assert_eq!(memory.compare_swap(8, 14, 1).unwrap(), 15, "not what was compared with");
+        assert_eq!(memory.compare_swap(8, 15, u64::MAX).unwrap(), 15);
+        assert_eq!(memory.fetch_add(8, 3).unwrap(), u64::MAX);
+        assert_eq!(bytes_of(&memory), [&[0xAA; 8][..], &2_u64.to_ne_bytes(), &[0xAA; 8]].concat());
+    }
+
+    #[test]
+    fn atomics_of_several_threads_lose_nothing() {
+        let memory = Memory::allocate(8).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| (0..100_000).for_each(|_| assert!(memory.fetch_add(0, 1).is_ok())));
+                scope.spawn(|| {
+                    for _ in 0..100_000 {
+                        let mut held = memory.compare_swap(0, 0, 0).unwrap();
+                        while let before = memory.compare_swap(0, held, held + 1).unwrap()
+                            && before != held
+                        {
+                            held = before;
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(memory.fetch_add(0, 0).unwrap(), 400_000);
+    }
+
+    fn bytes_of(memory: &Memory) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        memory.append_to(0, memory.len(), &mut bytes).unwrap();
+        bytes
+    }
+
+    #[cfg(debug_assertions)]
+    mod late_access {
+        use std::io::Write as _;
+        use std::os::unix::process::ExitStatusExt;
+        use std::process::{Command, ExitStatus};
+
+        use super::*;
+
+        const VARIABLE: &str = "SECURE_RDMA_TEST_READ";
+
+        /// Runs `reads_when_told` alone in a process of its own.
+        fn child(when: &str) -> ExitStatus {
+            let name = "memory::tests::late_access::reads_when_told";
+            let output = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", name, "--nocapture", "--test-threads=1"])
+                .env(VARIABLE, when)
+                .output()
+                .unwrap();
+            assert!(
+                String::from_utf8_lossy(&output.stdout).contains("read now"),
+                "the child came to its read"
+            );
+            output.status
+        }
+
+        #[test]
+        fn reads_when_told() {
+            let Ok(when) = std::env::var(VARIABLE) else { return };
+            let length = 3 * page_size();
+            let memory = Memory::allocate(length).unwrap();
+            memory.write(length - 1, &[7]).unwrap();
+            // SAFETY: the offset is inside the region.
+            let last = unsafe { memory.address().add(length - 1) };
+            let mut later = Vec::new();
+            if when == "late" {
+                drop(memory);
+                // Were the addresses free, one of these would get them, and the read would find its bytes.
+                later.extend((0..64).map(|_| Memory::allocate(length).unwrap()));
+            } else {
+                later.push(memory);
+            }
+            std::io::stdout().write_all(b"read now\n").unwrap();
+            // SAFETY: in time it is inside the region; late it is the fault that this test is about.
+            let byte = unsafe { last.as_ptr().read_volatile() };
+            assert_eq!(byte, 7);
+            drop(later);
+        }
+
+        #[test]
+        fn a_late_access_is_caught() {
+            assert_eq!(child("in time").code(), Some(0));
+            assert_eq!(child("late").signal(), Some(libc::SIGSEGV));
+        }
+
+        #[test]
+        fn kept_addresses_merge_into_few_mappings() {
+            let mappings = || std::fs::read_to_string("/proc/self/maps").unwrap().lines().count();
+            let before = mappings();
+            for _ in 0..2000 {
+                let memory = Memory::allocate(16 << 20).unwrap();
+                memory.write(5 << 20, &[1; 100]).unwrap();
+            }
+            assert!(mappings() < before + 500, "{before} mappings became {}", mappings());
+        }
     }
 }
