@@ -214,3 +214,78 @@ impl fmt::Display for Aeth {
         write!(f, "{}, MSN {}", self.syndrome, self.msn & 0x00FF_FFFF)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Milliseconds by code, as the brief prints them (§4.2), row by row.
+    const RNR_TABLE: &str = "
+        0 655.36 8 0.16 16 2.56 24 40.96
+        1 0.01 9 0.24 17 3.84 25 61.44
+        2 0.02 10 0.32 18 5.12 26 81.92
+        3 0.03 11 0.48 19 7.68 27 122.88
+        4 0.04 12 0.64 20 10.24 28 163.84
+        5 0.06 13 0.96 21 15.36 29 245.76
+        6 0.08 14 1.28 22 20.48 30 327.68
+        7 0.12 15 1.92 23 30.72 31 491.52";
+
+    const CREDITS: [u16; 31] = [
+        0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048,
+        3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768,
+    ];
+
+    #[test]
+    fn rnr_times_are_the_tables() {
+        let cells: Vec<&str> = RNR_TABLE.split_whitespace().collect();
+        assert_eq!(cells.len(), 64);
+        for pair in cells.chunks(2) {
+            let timer = RnrTimer::from_code(pair[0].parse().unwrap());
+            // In units of 10 µs, from text: no rounding.
+            let (whole, hundredths) = pair[1].split_once('.').unwrap();
+            let units = whole.parse::<u64>().unwrap() * 100 + hundredths.parse::<u64>().unwrap();
+            assert_eq!(timer.duration(), Duration::from_micros(units * 10), "code {}", timer.code());
+        }
+    }
+
+    #[test]
+    fn credits_are_the_tables() {
+        for code in 0..=31 {
+            let count = CREDITS.get(usize::from(code)).copied();
+            assert_eq!(Credits::from_code(code).count(), count, "code {code}");
+        }
+        assert_eq!(Credits::UNLIMITED.count(), None);
+    }
+
+    #[test]
+    fn every_syndrome_survives() {
+        for byte in 0..=u8::MAX {
+            let syndrome = Syndrome::from_byte(byte);
+            assert_eq!(syndrome.to_byte(), byte);
+            let code = byte % 32;
+            let expected = match byte {
+                0x00..=0x1F => Syndrome::Ack(Credits::from_code(code)),
+                0x20..=0x3F => Syndrome::RnrNak(RnrTimer::from_code(code)),
+                0x60 => Syndrome::Nak(NakCode::PsnSequenceError),
+                0x61 => Syndrome::Nak(NakCode::InvalidRequest),
+                0x62 => Syndrome::Nak(NakCode::RemoteAccessError),
+                0x63 => Syndrome::Nak(NakCode::RemoteOperationalError),
+                0x64 => Syndrome::Nak(NakCode::InvalidRdRequest),
+                0x65..=0x7F => Syndrome::Nak(NakCode::Reserved(code)),
+                _ => Syndrome::Reserved(byte),
+            };
+            assert_eq!(syndrome, expected, "0x{byte:02x}");
+        }
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let aeth = Aeth { syndrome: Syndrome::RnrNak(RnrTimer::from_code(12)), msn: 0x12_3456 };
+        assert_eq!(aeth.to_bytes(), [0x2C, 0x12, 0x34, 0x56]);
+        assert_eq!(Aeth::parse([0x2C, 0x12, 0x34, 0x56]), aeth);
+        assert_eq!(aeth.to_string(), "RNR NAK 640µs, MSN 1193046");
+        assert_eq!(Syndrome::from_byte(0x9F).to_string(), "reserved syndrome 0x9f");
+        assert_eq!(Syndrome::from_byte(0x05).to_string(), "ACK, credits 6");
+        assert_eq!(Syndrome::from_byte(0x61).to_string(), "NAK invalid request");
+    }
+}

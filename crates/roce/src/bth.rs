@@ -153,3 +153,59 @@ impl fmt::Display for Bth {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_bytes() {
+        let all = Bth {
+            opcode: Opcode::SendOnly,
+            solicited: true,
+            migration_request: true,
+            pad_count: 3,
+            pkey: 0x7FFF,
+            fecn: true,
+            becn: true,
+            dest_qpn: 0x12_3456,
+            ack_request: true,
+            psn: PacketPsn::new(0xAB_CDEF),
+        };
+        let bytes = [0x04, 0xF0, 0x7F, 0xFF, 0xC0, 0x12, 0x34, 0x56, 0x80, 0xAB, 0xCD, 0xEF];
+        assert_eq!(all.to_bytes(), bytes);
+        assert_eq!(Bth::parse(Opcode::SendOnly, &bytes), all);
+        assert_eq!(
+            all.to_string(),
+            "RC SEND Only, QP 0x123456, PSN 11259375, SE, A, FECN, BECN, P_Key 0x7fff"
+        );
+    }
+
+    /// Each bit belongs to one field: it comes back, or it is reserved (or the version) and does not.
+    #[test]
+    fn each_bit_is_a_fields_or_reserved() {
+        for bit in 8..8 * LENGTH {
+            let mut bytes = [0; LENGTH];
+            bytes[bit / 8] = 0x80 >> (bit % 8);
+            let back = Bth::parse(Opcode::SendFirst, &bytes).to_bytes();
+            let reserved = matches!(bit, 12..=15 | 34..=39 | 65..=71);
+            assert_eq!(back == bytes, !reserved, "bit {bit}");
+            assert!(back == bytes || back == [0; LENGTH], "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_cut_to_their_bits() {
+        let wide =
+            Bth { dest_qpn: u32::MAX, pad_count: 0xFF, ..Bth::new(Opcode::SendOnly, 0, PacketPsn::new(0)) };
+        assert_eq!(wide.to_bytes(), [0x04, 0x70, 0xFF, 0xFF, 0, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn padding_fills_a_word() {
+        for length in 0..5000 {
+            let pad = pad_count_for(length);
+            assert!(pad < 4 && (length + usize::from(pad)) % 4 == 0, "{length}");
+        }
+    }
+}

@@ -56,3 +56,27 @@ impl fmt::Display for Malformed {
 }
 
 impl std::error::Error for Malformed {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_is_a_sentence() {
+        let told = |reason: Malformed| reason.to_string();
+        assert_eq!(told(Malformed::TooShort(11)), "11 bytes are no RoCEv2 packet: a BTH alone has 12");
+        assert_eq!(told(Malformed::TransportVersion(3)), "transport version 3 instead of 0");
+        assert_eq!(told(Malformed::opcode(0x24)), "opcode 0x24 belongs to unreliable connections (UC)");
+        assert_eq!(told(Malformed::opcode(0x44)), "opcode 0x44 belongs to reliable datagrams (RD)");
+        assert_eq!(told(Malformed::opcode(0x64)), "opcode 0x64 belongs to unreliable datagrams (UD)");
+        assert_eq!(
+            told(Malformed::opcode(0xA4)),
+            "opcode 0xa4 belongs to extended reliable connections (XRC)"
+        );
+        assert_eq!(told(Malformed::opcode(0x15)), "opcode 0x15 is reserved");
+        assert_eq!(
+            told(Malformed::CutOff { needed: 16, length: 12 }),
+            "12 bytes, but headers, padding and ICRC take 16"
+        );
+    }
+}

@@ -171,3 +171,35 @@ impl fmt::Display for Packet<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Headers that no vector has: where they lie behind each other, and that FLUSH's FETH comes first.
+    #[test]
+    fn each_accessor_reads_its_own_bytes() {
+        let mut bytes = [0; 64];
+        (0_u8..).zip(&mut bytes).for_each(|(index, byte)| *byte = index);
+        bytes[1] = 0;
+        let reth_at = |at: u8| {
+            let quad = |from: u8| u32::from_be_bytes([from, from + 1, from + 2, from + 3]);
+            let virtual_address = u64::from(quad(at)) << 32 | u64::from(quad(at + 4));
+            Reth { virtual_address, rkey: PacketKey::new(quad(at + 8)), dma_length: quad(at + 12) }
+        };
+        let packet = |opcode: Opcode, bytes: &mut [u8; 64]| {
+            bytes[0] = opcode.code();
+            let packet = Packet::new_checked(&*bytes).unwrap();
+            assert_eq!(packet.payload().len(), 60 - opcode.header_length());
+            (packet.reth(), packet.immediate().map(|immediate| immediate.value), packet.invalidate_key())
+        };
+        let key = PacketKey::new(0x0C0D_0E0F);
+        assert_eq!(packet(Opcode::Flush, &mut bytes), (Some(reth_at(16)), None, None));
+        assert_eq!(packet(Opcode::AtomicWrite, &mut bytes), (Some(reth_at(12)), None, None));
+        let with_immediate = (Some(reth_at(12)), Some(0x1C1D_1E1F), None);
+        assert_eq!(packet(Opcode::WriteOnlyWithImmediate, &mut bytes), with_immediate);
+        assert_eq!(packet(Opcode::WriteLastWithImmediate, &mut bytes), (None, Some(0x0C0D_0E0F), None));
+        assert_eq!(packet(Opcode::SendOnlyWithInvalidate, &mut bytes), (None, None, Some(key)));
+        assert_eq!(packet(Opcode::SendMiddle, &mut bytes), (None, None, None));
+    }
+}
