@@ -119,8 +119,8 @@ impl Channel {
             WcStatus::RETRY_EXC_ERR => (
                 ErrorCode::Path,
                 format!(
-                    "RDMA packets no longer get through {}: {}. Check that UDP port 4791 passes both ways and that the \
-                     path carries packets of {} bytes",
+                    "RDMA packets no longer get through {}: {}. Check that they pass both ways and that the path \
+                     carries packets of {} bytes",
                     state.path,
                     status.meaning(),
                     state.path_mtu

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use secure_rdma_rdma::{Choice, DeviceInfo, Devices, Error, ErrorCode, QueuePairConfig, Result, choose};
+use secure_rdma_rdma::{DeviceInfo, DeviceWish, Devices, Error, ErrorCode, QueuePairConfig, Result, choose};
 use secure_rdma_session::{Host, Prepared, TlsAddresses};
 
 use crate::channel::Channel;
@@ -40,11 +40,25 @@ impl Registry {
     /// # Errors
     /// When the system cannot be asked.
     pub fn devices(&self) -> Result<Vec<DeviceInfo>> {
+        self.listed(&DeviceWish::default())
+    }
+
+    /// The devices as far as `wish` needs them: a family that cannot be asked does not stand in the way of a device of
+    /// another one that is named.
+    fn listed(&self, wish: &DeviceWish) -> Result<Vec<DeviceInfo>> {
         let mut all = Vec::new();
+        let mut failure = None;
         for family in &self.families {
-            all.extend(family.list()?);
+            match family.list() {
+                Ok(devices) => all.extend(devices),
+                Err(error) => failure = failure.or(Some(error)),
+            }
         }
-        Ok(all)
+        let named = |name: &String| all.iter().any(|device| device.name == *name);
+        match failure {
+            Some(error) if !wish.device.as_ref().is_some_and(named) => Err(error),
+            _ => Ok(all),
+        }
     }
 
     fn resources(self: &Arc<Self>, name: &str, pool: PoolOptions) -> Result<Arc<Resources>> {
@@ -59,7 +73,8 @@ impl Registry {
         }
         let mut family = None;
         for candidate in &self.families {
-            if candidate.list()?.iter().any(|device| device.name == name) {
+            let Ok(devices) = candidate.list() else { continue };
+            if devices.iter().any(|device| device.name == name) {
                 family = Some(candidate);
                 break;
             }
@@ -183,24 +198,16 @@ impl Host for DeviceHost {
     type Upper = Upper;
 
     fn prepare(&self, addresses: TlsAddresses) -> Result<Prepared<Upper>> {
-        let devices = self.registry.devices()?;
-        let local = match choose(&devices, &self.device.wish, addresses.local.ip())? {
-            Choice::Device(local) => local,
-            Choice::Embedded { reason } => {
-                return Err(Error::new(
-                    ErrorCode::NoDevice,
-                    format!(
-                        "{reason}, and this version has no embedded device yet. Use a host with an RDMA NIC, or give it a \
-                         soft-RoCE device: modprobe rdma_rxe && rdma link add rxe0 type rxe netdev eth0"
-                    ),
-                ));
-            }
-        };
+        let devices = self.registry.listed(&self.device.wish)?;
+        let local = choose(&devices, &self.device.wish, addresses.local.ip())?;
         let resources = self.registry.resources(&local.device, self.options.pool)?;
         if let Some(kept) = &self.kept {
             kept.add(&resources);
         }
         let device = Arc::clone(&resources.device);
+        if let Some(path) = &self.device.capture_file {
+            device.capture(path)?;
+        }
         let reservation = resources.reserve(self.options.credits)?;
         let max_send = MAX_SEND.min(device.limits().max_work_requests);
         let queue = reservation.queue();

@@ -1,5 +1,6 @@
 //! What a user can set, with the defaults.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use secure_rdma_rdma::{Addressing, DeviceWish, Error, ErrorCode, Result};
@@ -91,6 +92,9 @@ pub struct DeviceOptions {
     pub wish: DeviceWish,
     /// How the path to the peer is found.
     pub addressing: Addressing,
+    /// Where the device writes its packets to ([`secure_rdma_rdma::Device::capture`]): those of all its connections,
+    /// as long as it is open.
+    pub capture_file: Option<PathBuf>,
 }
 
 fn range(name: &str, value: u64, least: u64, most: u64) -> Result<()> {

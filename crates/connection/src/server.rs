@@ -31,11 +31,12 @@ fn connection(established: Established<Upper>) -> Connection {
     let Established { upper, control, peer, report } = established;
     let channel = Arc::clone(&upper.0);
     let path = format!(
-        "between {} ({} port {}) and {}",
+        "between {} ({} port {}) and {}{}",
         report.local.gid.to_ip(),
         report.local.device,
         report.local.port,
-        report.peer_gid.to_ip()
+        report.peer_gid.to_ip(),
+        report.udp_port.map(|port| format!(", UDP port {port}")).unwrap_or_default()
     );
     channel.open(Some(control), path);
     Connection::new(channel, peer, report)

@@ -107,7 +107,7 @@ impl Channel {
                         ErrorCode::Path,
                         format!(
                             "RDMA packets no longer get through {}: nothing was acknowledged for {:?}{port}. Check that \
-                             UDP port 4791 passes both ways",
+                             they pass both ways",
                             state.path, self.options.path_timeout
                         ),
                     );

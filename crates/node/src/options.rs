@@ -78,6 +78,8 @@ pub struct NativeOptions {
     pub gid_index: Option<u8>,
     /// The local address that RDMA uses.
     pub rdma_address: Option<String>,
+    /// Where the embedded device writes its packets to.
+    pub capture_file: Option<String>,
     /// `hybrid` or `verbs`.
     pub addressing: Option<String>,
     /// Addresses beside the TLS peer's that RDMA may go to.
@@ -209,7 +211,7 @@ impl NativeOptions {
             let queue_pair = &mut options.queue_pair;
             set(&mut queue_pair.pkey_index, wanted.pkey_index);
             set(&mut queue_pair.timeout, wanted.timeout);
-            set(&mut queue_pair.retry_count, wanted.retry_count);
+            queue_pair.retry_count = wanted.retry_count;
             set(&mut queue_pair.rnr_retry, wanted.rnr_retry);
             set(&mut queue_pair.min_rnr_timer, wanted.min_rnr_timer);
             set(&mut queue_pair.initiator_depth, wanted.initiator_depth);
@@ -226,6 +228,7 @@ impl NativeOptions {
                 gid_index: self.gid_index,
                 rdma_address: self.rdma_address.as_deref().map(|text| ip("rdmaAddress", text)).transpose()?,
             },
+            capture_file: self.capture_file.as_ref().map(Into::into),
             addressing: match self.addressing.as_deref() {
                 None | Some("hybrid") => Addressing::Hybrid,
                 Some("verbs") => Addressing::Verbs,

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use crate::{
-    DeviceInfo, Error, ErrorCode, Gid, GidEntry, GidKind, LinkLayer, LocalAddress, PortInfo, PortState,
-    Result,
+    DeviceInfo, DeviceKind, Error, ErrorCode, Gid, GidEntry, GidKind, LinkLayer, LocalAddress, PortInfo,
+    PortState, Result,
 };
 
 /// What the user asked for. Everything empty is `auto`.
@@ -20,30 +20,22 @@ pub struct DeviceWish {
     pub rdma_address: Option<IpAddr>,
 }
 
-/// The outcome of [`choose`].
-#[derive(Clone, Debug)]
-pub enum Choice {
-    /// A listed device.
-    Device(LocalAddress),
-    /// None is there, or the TLS connection is on loopback: the embedded device may take it.
-    Embedded {
-        /// Why, as a sentence for people.
-        reason: String,
-    },
-}
-
 /// Chooses among `devices` for a TLS connection whose local address is `tls_local`.
 ///
 /// The rule: the GID equal to the local address (RoCE v2; link-local last), or the port whose network interface
 /// carries that address (InfiniBand, whose GIDs are no IP addresses). A wish narrows what is looked at. Where there
 /// are devices but none fits, that is an error with the candidates in it: never a silent substitute.
 ///
+/// The embedded device has every address of the host, and so would fit always. It is taken where it is asked for by
+/// name, where there is no other device that can be used, and on loopback, where there seldom is one.
+///
 /// A GID index that is asked for by number need not fit the TLS connection's address (RDMA may be on another
 /// network), but then it must be on one port only: of several, none is guessed.
 ///
 /// # Errors
-/// [`ErrorCode::DeviceNotFound`], [`ErrorCode::DeviceUnsupported`], [`ErrorCode::NoMatchingDevice`].
-pub fn choose(devices: &[DeviceInfo], wish: &DeviceWish, tls_local: IpAddr) -> Result<Choice> {
+/// [`ErrorCode::DeviceNotFound`], [`ErrorCode::DeviceUnsupported`], [`ErrorCode::NoMatchingDevice`], and
+/// [`ErrorCode::NoDevice`] where it would be the embedded device's turn and it is not listed.
+pub fn choose(devices: &[DeviceInfo], wish: &DeviceWish, tls_local: IpAddr) -> Result<LocalAddress> {
     choose_scoped(devices, wish, tls_local, None)
 }
 
@@ -59,14 +51,34 @@ pub fn choose_scoped(
     wish: &DeviceWish,
     tls_local: IpAddr,
     scope: Option<&str>,
-) -> Result<Choice> {
+) -> Result<LocalAddress> {
     let address = wish.rdma_address.unwrap_or(tls_local).to_canonical();
     // The scope belongs to the TLS connection's address, not to another one.
     let scope = scope.filter(|_| wish.rdma_address.is_none());
     let auto = wish.device.is_none() && wish.port.is_none() && wish.gid_index.is_none();
 
+    if let Some(best) = best(looked_at(devices, wish)?, wish, address, scope)? {
+        return Ok(best);
+    }
+    let others = || devices.iter().filter(|device| device.kind != DeviceKind::Soft);
+    if auto && address.is_loopback() {
+        return embedded(devices, wish, address, scope, format!("the connection is on loopback ({address})"));
+    }
+    if auto && others().all(|device| device.unusable.is_some()) {
+        return embedded(devices, wish, address, scope, none_usable(&others().collect::<Vec<_>>()));
+    }
+    Err(no_match(devices, wish, address))
+}
+
+/// What fits best on these devices, if anything does.
+fn best(
+    looked_at: Vec<&DeviceInfo>,
+    wish: &DeviceWish,
+    address: IpAddr,
+    scope: Option<&str>,
+) -> Result<Option<LocalAddress>> {
     let mut candidates = Vec::new();
-    for device in looked_at(devices, wish)? {
+    for device in looked_at {
         for port in &device.ports {
             if port.state == PortState::Active && wish.port.is_none_or(|number| number == port.number) {
                 candidates.extend(port_candidates(device, port, wish, address, scope));
@@ -76,27 +88,49 @@ pub fn choose_scoped(
     // Stable sort: of equals, the first listed wins.
     candidates.sort_by_key(|candidate| candidate.rank);
     let mut candidates = candidates.into_iter();
-    if let Some(best) = candidates.next() {
-        let another = candidates.find(|candidate| candidate.rank == best.rank && !candidate.same_port(&best));
-        return match another {
-            Some(another) if best.rank != Rank::Address => Err(ambiguous(&best.local, &another.local)),
-            _ => Ok(Choice::Device(best.local)),
-        };
+    let Some(best) = candidates.next() else { return Ok(None) };
+    let another = candidates.find(|candidate| candidate.rank == best.rank && !candidate.same_port(&best));
+    match another {
+        Some(another) if best.rank != Rank::Address => Err(ambiguous(&best.local, &another.local)),
+        _ => Ok(Some(best.local)),
     }
-
-    if auto && address.is_loopback() {
-        return Ok(Choice::Embedded { reason: format!("the connection is on loopback ({address})") });
-    }
-    if auto && devices.iter().all(|device| device.unusable.is_some()) {
-        return Ok(Choice::Embedded { reason: none_usable(devices) });
-    }
-    Err(no_match(devices, wish, address))
 }
 
-/// The devices that the wish leaves.
+/// The embedded device, and why it is its turn.
+fn embedded(
+    devices: &[DeviceInfo],
+    wish: &DeviceWish,
+    address: IpAddr,
+    scope: Option<&str>,
+    reason: String,
+) -> Result<LocalAddress> {
+    let soft = devices.iter().find(|device| device.kind == DeviceKind::Soft);
+    match soft {
+        None => Err(Error::new(
+            ErrorCode::NoDevice,
+            format!(
+                "{reason}, and there is no embedded device either. Use a host with an RDMA NIC, or give it a \
+                 soft-RoCE device: modprobe rdma_rxe && rdma link add rxe0 type rxe netdev eth0"
+            ),
+        )),
+        Some(DeviceInfo { name, unusable: Some(why), .. }) => {
+            Err(Error::new(ErrorCode::NoDevice, format!("{reason}, and {name} cannot be used: {why}")))
+        }
+        Some(soft) => match best(vec![soft], wish, address, scope)? {
+            Some(local) => Ok(LocalAddress { reason, ..local }),
+            None => {
+                let wish = DeviceWish { device: Some(soft.name.clone()), ..wish.clone() };
+                Err(no_match(devices, &wish, address))
+            }
+        },
+    }
+}
+
+/// The devices that the wish leaves. Nothing but its name leads to the embedded one.
 fn looked_at<'a>(devices: &'a [DeviceInfo], wish: &DeviceWish) -> Result<Vec<&'a DeviceInfo>> {
     let Some(name) = &wish.device else {
-        return Ok(devices.iter().filter(|device| device.unusable.is_none()).collect());
+        let usable = |device: &&DeviceInfo| device.kind != DeviceKind::Soft && device.unusable.is_none();
+        return Ok(devices.iter().filter(usable).collect());
     };
     let Some(device) = devices.iter().find(|device| device.name == *name) else {
         return Err(not_found(name, devices));
@@ -144,10 +178,15 @@ fn port_candidates<'a>(
         }
         // InfiniBand's GIDs are link-local by their prefix, which means nothing here.
         let link_local = ethernet && entry.gid.is_link_local();
-        let fits = if ethernet {
-            entry.gid == Gid::from_ip(address) && !(link_local && on_another_interface(entry, scope))
-        } else {
+        let whole_loopback = device.kind == DeviceKind::Soft
+            && wish.gid_index.is_none()
+            && both_ipv4_loopback(entry.gid, address);
+        let fits = if !ethernet {
             carries
+        } else if whole_loopback {
+            true
+        } else {
+            entry.gid == Gid::from_ip(address) && !(link_local && on_another_interface(entry, scope))
         };
         let whose =
             if wish.rdma_address.is_some() { "rdmaAddress" } else { "local address of the TLS connection" };
@@ -163,8 +202,18 @@ fn port_candidates<'a>(
                 (rank, format!("{how} the {whose}, {address}"))
             }
         };
-        Some(Candidate { rank, local: local_address(device, port, entry, reason) })
+        let mut local = local_address(device, port, entry, reason);
+        if whole_loopback {
+            local.gid = Gid::from_ip(address);
+        }
+        Some(Candidate { rank, local })
     })
+}
+
+/// The loopback interface has 127.0.0.1, and every other address of 127.0.0.0/8 is this host's, too. The embedded
+/// device sends from any of them.
+fn both_ipv4_loopback(gid: Gid, address: IpAddr) -> bool {
+    address.is_ipv4() && address.is_loopback() && gid.to_ip().is_ipv4() && gid.is_loopback()
 }
 
 fn on_another_interface(entry: &GidEntry, scope: Option<&str>) -> bool {
@@ -181,21 +230,30 @@ fn local_address(device: &DeviceInfo, port: &PortInfo, entry: &GidEntry, reason:
         interface: entry.interface.clone(),
         link_layer: port.link_layer,
         lid: port.lid,
-        path_mtu: port.active_mtu,
+        path_mtu: entry.mtu.unwrap_or(port.active_mtu),
         reason,
     }
 }
 
 fn not_found(name: &str, devices: &[DeviceInfo]) -> Error {
-    let there = if devices.is_empty() {
-        "there is no RDMA device on this host (ibv_devices lists them)".to_owned()
-    } else {
-        format!("there are: {}", devices.iter().map(|d| d.name.as_str()).collect::<Vec<_>>().join(", "))
+    let names = |soft: bool| {
+        let which = devices.iter().filter(|device| (device.kind == DeviceKind::Soft) == soft);
+        which.map(|device| device.name.as_str()).collect::<Vec<_>>().join(", ")
+    };
+    let there = match (names(false), names(true)) {
+        (others, soft) if others.is_empty() && soft.is_empty() => {
+            "there is no RDMA device on this host (ibv_devices lists them)".to_owned()
+        }
+        (others, soft) if others.is_empty() => {
+            format!("there is none on this host (ibv_devices lists them) but the embedded one, {soft}")
+        }
+        (others, soft) if soft.is_empty() => format!("there are: {others}"),
+        (others, soft) => format!("there are: {others}, {soft}"),
     };
     Error::new(ErrorCode::DeviceNotFound, format!("no RDMA device is called {name:?}; {there}"))
 }
 
-fn none_usable(devices: &[DeviceInfo]) -> String {
+fn none_usable(devices: &[&DeviceInfo]) -> String {
     if devices.is_empty() {
         return "there is no RDMA device on this host".to_owned();
     }
@@ -217,7 +275,14 @@ fn ambiguous(one: &LocalAddress, another: &LocalAddress) -> Error {
 }
 
 fn no_match(devices: &[DeviceInfo], wish: &DeviceWish, address: IpAddr) -> Error {
-    let list = candidates(devices);
+    let soft = devices.iter().find(|device| device.kind == DeviceKind::Soft);
+    let by_name = soft.filter(|soft| wish.device.as_ref() == Some(&soft.name));
+    let list = match by_name {
+        Some(soft) => candidates(&[soft]),
+        None => {
+            candidates(&devices.iter().filter(|device| device.kind != DeviceKind::Soft).collect::<Vec<_>>())
+        }
+    };
     let mut asked = format!("address {address}");
     if let Some(device) = &wish.device {
         asked.push_str(&format!(", device {device}"));
@@ -228,18 +293,27 @@ fn no_match(devices: &[DeviceInfo], wish: &DeviceWish, address: IpAddr) -> Error
     if let Some(index) = wish.gid_index {
         asked.push_str(&format!(", GID index {index}"));
     }
+    let embedded = match (soft, by_name) {
+        (Some(soft), None) => {
+            format!(
+                ". The embedded device, {:?}, has every address of this host: it is used if device names it",
+                soft.name
+            )
+        }
+        _ => String::new(),
+    };
     Error::new(
         ErrorCode::NoMatchingDevice,
         format!(
             "no RDMA device fits {asked}. Candidates: {}. Connect over an address that one of them has, or say \
-             rdmaAddress, or device, devicePort and gidIndex",
+             rdmaAddress, or device, devicePort and gidIndex{embedded}",
             if list.is_empty() { "none".to_owned() } else { list.join("; ") }
         ),
     )
 }
 
 /// What there is, for people who ask why none of it fits.
-fn candidates(devices: &[DeviceInfo]) -> Vec<String> {
+fn candidates(devices: &[&DeviceInfo]) -> Vec<String> {
     let mut list = Vec::new();
     for device in devices {
         if let Some(why) = &device.unusable {

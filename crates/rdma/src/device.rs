@@ -1,11 +1,12 @@
 //! The traits that every device implements.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::{Arc, Weak};
 
 use crate::{
-    Access, Addressing, Completion, DeviceInfo, DeviceLimits, Establish, LocalAddress, Memory, MemoryWindow,
-    PostError, QpAttr, QpState, Qpn, ReceiveRequest, Region, Result, SendRequest,
+    Access, Addressing, Completion, DeviceInfo, DeviceLimits, Error, ErrorCode, Establish, LocalAddress,
+    Memory, MemoryWindow, PostError, QpAttr, QpState, Qpn, ReceiveRequest, Region, Result, SendRequest,
 };
 
 /// A family of devices: all that libibverbs shows, or the embedded one.
@@ -77,6 +78,25 @@ pub trait Device: Send + Sync + fmt::Debug {
     /// # Errors
     /// When `local` is not this device's (any more).
     fn establish(&self, local: &LocalAddress, addressing: Addressing) -> Result<Box<dyn Establish>>;
+
+    /// Writes every packet that the device sends or receives from now on into a new pcapng file at `path`, until the
+    /// device is closed. **Whoever reads the file sees all data, PSNs and R_Keys.** Asked again for the same path, it
+    /// does nothing. **Blocks** while the file is made.
+    ///
+    /// # Errors
+    /// `ERR_RDMA_DEVICE_UNSUPPORTED` where packets do not pass through this process, `ERR_RDMA_INVALID_ARGUMENT` when
+    /// the file cannot be made, or another one is being written.
+    fn capture(&self, path: &Path) -> Result<()> {
+        Err(Error::new(
+            ErrorCode::DeviceUnsupported,
+            format!(
+                "{} cannot capture to {}: its packets do not pass through this process. The embedded device can; \
+                 for others there are tcpdump (soft-RoCE) and their vendors' tools",
+                self.name(),
+                path.display()
+            ),
+        ))
+    }
 }
 
 /// What [`Device::on_gone`] takes. Must not block.

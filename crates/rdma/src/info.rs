@@ -55,6 +55,9 @@ pub struct GidEntry {
     pub kind: GidKind,
     /// The network interface that it comes from, where there is one.
     pub interface: Option<String>,
+    /// The largest path MTU that this interface carries, where it need not be the port's: the embedded device has one
+    /// port for all interfaces.
+    pub mtu: Option<PathMtu>,
 }
 
 /// One port of a device.
@@ -130,7 +133,7 @@ pub struct LocalAddress {
     pub link_layer: LinkLayer,
     /// The port's LID; 0 on Ethernet.
     pub lid: Lid,
-    /// The largest path MTU that the port carries.
+    /// The largest path MTU that the port, or the GID's interface, carries.
     pub path_mtu: PathMtu,
     /// Why this one was chosen, as a sentence for people.
     pub reason: String,

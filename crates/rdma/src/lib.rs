@@ -36,7 +36,7 @@ mod work;
 pub use access::Access;
 pub use address::{AddressVector, GlobalRoute};
 pub use attr::{AttrMask, QpAttr};
-pub use choice::{Choice, DeviceWish, choose, choose_scoped};
+pub use choice::{DeviceWish, choose, choose_scoped};
 pub use completion::{Completion, CompletionKind, WcStatus};
 pub use device::{
     AsyncEvent, Device, Devices, GoneNotice, QueuePair, QueuePairConfig, QueuePairHandler, ReceiveQueue,

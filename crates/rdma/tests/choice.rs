@@ -4,8 +4,8 @@
 use std::net::IpAddr;
 
 use secure_rdma_rdma::{
-    Choice, DeviceInfo, DeviceKind, DeviceLimits, DeviceWish, ErrorCode, Gid, GidEntry, GidKind, Lid,
-    LinkLayer, PathMtu, PortInfo, PortState, Result, choose, choose_scoped,
+    DeviceInfo, DeviceKind, DeviceLimits, DeviceWish, ErrorCode, Gid, GidEntry, GidKind, Lid, LinkLayer,
+    LocalAddress, PathMtu, PortInfo, PortState, Result, choose, choose_scoped,
 };
 
 fn ip(text: &str) -> IpAddr {
@@ -13,7 +13,7 @@ fn ip(text: &str) -> IpAddr {
 }
 
 fn entry(index: u8, address: &str, kind: GidKind) -> GidEntry {
-    GidEntry { index, gid: Gid::from_ip(ip(address)), kind, interface: Some("eth0".to_owned()) }
+    GidEntry { index, gid: Gid::from_ip(ip(address)), kind, interface: Some("eth0".to_owned()), mtu: None }
 }
 
 fn v2(index: u8, address: &str) -> GidEntry {
@@ -71,6 +71,24 @@ fn iwarp(name: &str) -> DeviceInfo {
     DeviceInfo { unusable: Some("it is iWARP".to_owned()), ..roce(name, vec![v2(0, "10.0.0.1")]) }
 }
 
+/// The embedded device of a host with these addresses, loopback first, whose interface is as wide as any.
+fn soft(addresses: &[&str]) -> DeviceInfo {
+    let all = ["127.0.0.1", "::1"].iter().chain(addresses);
+    let gids = all.enumerate().map(|(index, address)| {
+        let mtu = Some(if index < 2 { PathMtu::Bytes4096 } else { PathMtu::Bytes1024 });
+        GidEntry { mtu, ..v2(u8::try_from(index).unwrap(), address) }
+    });
+    let ports = vec![port(1, LinkLayer::Ethernet, gids.collect())];
+    DeviceInfo { kind: DeviceKind::Soft, ..device("soft", ports) }
+}
+
+/// These devices, and the embedded one with `addresses`.
+fn and_soft(mut devices: Vec<DeviceInfo>, addresses: &[&str]) -> Vec<DeviceInfo> {
+    // Where it stands in the list must not matter.
+    devices.insert(0, soft(addresses));
+    devices
+}
+
 /// Two RoCE devices as real hosts have them: link-local first, each address as RoCE v1 and v2.
 fn host() -> Vec<DeviceInfo> {
     vec![
@@ -97,16 +115,15 @@ fn named(name: &str) -> DeviceWish {
     DeviceWish { device: Some(name.to_owned()), ..auto() }
 }
 
-/// Device, port and GID index, or `embedded`, or the error's code.
-fn told(choice: Result<Choice>) -> String {
+/// Device, port and GID index, or the error's code.
+fn told(choice: Result<LocalAddress>) -> String {
     match choice {
-        Ok(Choice::Device(local)) => format!("{} {} {}", local.device, local.port, local.gid_index),
-        Ok(Choice::Embedded { .. }) => "embedded".to_owned(),
+        Ok(local) => format!("{} {} {}", local.device, local.port, local.gid_index),
         Err(error) => error.code().as_str().to_owned(),
     }
 }
 
-fn message(choice: Result<Choice>) -> String {
+fn message(choice: Result<LocalAddress>) -> String {
     choice.unwrap_err().message().to_owned()
 }
 
@@ -123,19 +140,24 @@ fn on_roce_the_gid_equals_the_local_address() {
         ("10.0.9.9", "ERR_RDMA_NO_MATCHING_DEVICE"),
         ("10.0.2.1", "ERR_RDMA_NO_MATCHING_DEVICE"),
         ("2001:db8::2", "ERR_RDMA_NO_MATCHING_DEVICE"),
-        ("127.0.0.1", "embedded"),
-        ("::1", "embedded"),
-        ("::ffff:127.0.0.1", "embedded"),
+        ("127.0.0.1", "soft 1 0"),
+        ("::1", "soft 1 1"),
+        ("::ffff:127.0.0.1", "soft 1 0"),
         // An empty table entry is not the address ::.
         ("::", "ERR_RDMA_NO_MATCHING_DEVICE"),
     ] {
+        // The embedded device has all those addresses, too.
+        let devices = and_soft(host(), &["10.0.0.1", "10.0.9.9", "10.0.2.1", "2001:db8::2", "fe80::1"]);
+        assert_eq!(told(choose(&devices, &auto(), ip(address))), expected, "{address}");
+        let expected =
+            expected.replace("soft 1 0", "ERR_RDMA_NO_DEVICE").replace("soft 1 1", "ERR_RDMA_NO_DEVICE");
         assert_eq!(told(choose(&host(), &auto(), ip(address))), expected, "{address}");
     }
 }
 
 #[test]
 fn the_outcome_says_what_was_chosen_and_why() {
-    let Choice::Device(local) = choose(&host(), &auto(), ip("10.0.0.1")).unwrap() else { panic!() };
+    let local = choose(&host(), &auto(), ip("10.0.0.1")).unwrap();
     assert_eq!(local.reason, "its GID is the local address of the TLS connection, 10.0.0.1");
     assert_eq!((local.gid, local.path_mtu), (Gid::from_ip(ip("10.0.0.1")), PathMtu::Bytes1024));
     assert_eq!(
@@ -156,10 +178,10 @@ fn empty_entries_are_no_addresses() {
 
 #[test]
 fn a_device_on_loopback_comes_before_the_embedded_one() {
-    let devices = [roce("rxe_lo", vec![v2(0, "127.0.0.1"), v2(1, "::1")])];
+    let devices = and_soft(vec![roce("rxe_lo", vec![v2(0, "127.0.0.1"), v2(1, "::1")])], &[]);
     assert_eq!(told(choose(&devices, &auto(), ip("127.0.0.1"))), "rxe_lo 1 0");
     assert_eq!(told(choose(&devices, &auto(), ip("::1"))), "rxe_lo 1 1");
-    assert_eq!(told(choose(&devices, &auto(), ip("127.0.0.2"))), "embedded");
+    assert_eq!(told(choose(&devices, &auto(), ip("127.0.0.2"))), "soft 1 0");
 }
 
 #[test]
@@ -174,9 +196,7 @@ fn rdma_address_takes_the_place_of_the_local_address() {
         // Loopback of the TLS connection does not matter then.
         assert_eq!(told(choose(&host(), &at(address), ip("127.0.0.1"))), expected, "{address}");
     }
-    let Choice::Device(local) = choose(&host(), &at("10.0.1.1"), ip("192.168.0.1")).unwrap() else {
-        panic!()
-    };
+    let local = choose(&host(), &at("10.0.1.1"), ip("192.168.0.1")).unwrap();
     assert_eq!(local.reason, "its GID is the rdmaAddress, 10.0.1.1");
 }
 
@@ -281,7 +301,7 @@ fn on_infiniband_the_interface_carries_the_address() {
     ] {
         assert_eq!(told(choose(&devices, &auto(), ip(address))), expected, "{address}");
     }
-    let Choice::Device(local) = choose(&devices, &auto(), ip("10.9.0.1")).unwrap() else { panic!() };
+    let local = choose(&devices, &auto(), ip("10.9.0.1")).unwrap();
     assert_eq!((local.lid, local.link_layer), (Lid(17), LinkLayer::Infiniband));
     assert_eq!(
         local.reason,
@@ -296,23 +316,114 @@ fn on_infiniband_the_interface_carries_the_address() {
 }
 
 #[test]
-fn where_there_is_nothing_the_embedded_device_may_take_it() {
-    let reason = |devices: &[DeviceInfo], address: &str| match choose(devices, &auto(), ip(address)) {
-        Ok(Choice::Embedded { reason }) => reason,
-        other => panic!("{other:?}"),
+fn where_there_is_nothing_the_embedded_device_takes_it() {
+    let here = ["10.0.0.1", "10.0.0.2", "fd00::1"];
+    let taken = |devices: Vec<DeviceInfo>, address: &str| {
+        let local = choose(&and_soft(devices, &here), &auto(), ip(address)).unwrap();
+        assert_eq!((local.kind, local.gid), (DeviceKind::Soft, Gid::from_ip(ip(address))));
+        (local.reason, local.path_mtu)
     };
-    assert_eq!(reason(&[], "10.0.0.1"), "there is no RDMA device on this host");
-    assert_eq!(reason(&[], "127.0.0.1"), "the connection is on loopback (127.0.0.1)");
-    assert_eq!(reason(&host(), "127.0.0.1"), "the connection is on loopback (127.0.0.1)");
-    assert!(reason(&[iwarp("cxgb4_0")], "10.0.0.1").contains("cxgb4_0: it is iWARP"));
+    let none = "there is no RDMA device on this host".to_owned();
+    assert_eq!(taken(vec![], "10.0.0.1"), (none.clone(), PathMtu::Bytes1024));
+    assert_eq!(taken(vec![], "fd00::1"), (none, PathMtu::Bytes1024));
+    let loopback = |address| (format!("the connection is on loopback ({address})"), PathMtu::Bytes4096);
+    for devices in [vec![], host(), vec![iwarp("cxgb4_0")]] {
+        // Every address of 127.0.0.0/8 is this host's.
+        for address in ["127.0.0.1", "127.0.0.2", "127.255.255.254", "::1"] {
+            assert_eq!(taken(devices.clone(), address), loopback(address));
+        }
+    }
+    assert!(taken(vec![iwarp("cxgb4_0")], "10.0.0.1").0.contains("cxgb4_0: it is iWARP"));
+    let at = |address: &str| DeviceWish { rdma_address: Some(ip(address)), ..auto() };
+    let local = choose(&and_soft(vec![], &here), &at("10.0.0.2"), ip("127.0.0.1")).unwrap();
+    assert_eq!((local.gid_index, local.gid), (3, Gid::from_ip(ip("10.0.0.2"))));
+    // It, too, sends from addresses of this host only.
+    let refusal = message(choose(&and_soft(vec![], &here), &at("10.0.0.3"), ip("127.0.0.1")));
+    assert!(
+        refusal.starts_with(
+            "no RDMA device fits address 10.0.0.3, device soft. Candidates: soft port 1: GIDs 0="
+        )
+    );
+
     // What was asked for by name, port or index is never replaced by it.
     for wish in
         [named("mlx5_0"), DeviceWish { port: Some(1), ..auto() }, DeviceWish { gid_index: Some(1), ..auto() }]
     {
         for address in ["10.0.0.1", "127.0.0.1"] {
-            assert!(choose(&[], &wish, ip(address)).is_err(), "{wish:?}");
+            assert!(choose(&and_soft(vec![], &here), &wish, ip(address)).is_err(), "{wish:?}");
         }
     }
+}
+
+#[test]
+fn without_an_embedded_device_the_refusal_says_why_it_would_be_its_turn() {
+    let refusal = |devices: &[DeviceInfo], address: &str| {
+        let error = choose(devices, &auto(), ip(address)).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::NoDevice);
+        error.message().to_owned()
+    };
+    let starts = |devices: &[DeviceInfo], address: &str, begin: &str| {
+        let refusal = refusal(devices, address);
+        assert!(
+            refusal.starts_with(&format!("{begin}, and there is no embedded device either. ")),
+            "{refusal}"
+        );
+    };
+    starts(&[], "10.0.0.1", "there is no RDMA device on this host");
+    starts(&[], "127.0.0.1", "the connection is on loopback (127.0.0.1)");
+    starts(&host(), "127.0.0.1", "the connection is on loopback (127.0.0.1)");
+    assert!(refusal(&[iwarp("cxgb4_0")], "10.0.0.1").contains("cxgb4_0: it is iWARP"));
+    let broken = DeviceInfo { unusable: Some("UDP sockets are forbidden".to_owned()), ..soft(&[]) };
+    assert_eq!(
+        refusal(&[broken], "127.0.0.1"),
+        "the connection is on loopback (127.0.0.1), and soft cannot be used: UDP sockets are forbidden"
+    );
+}
+
+#[test]
+fn the_embedded_device_is_a_device_by_its_name() {
+    let devices = and_soft(host(), &["10.0.0.1", "10.0.2.1"]);
+    let wish = |port, gid_index, address: &str| DeviceWish {
+        port,
+        gid_index,
+        rdma_address: (!address.is_empty()).then(|| ip(address)),
+        ..named("soft")
+    };
+    let none = "ERR_RDMA_NO_MATCHING_DEVICE";
+    for (wish, local, expected) in [
+        // Also where another device has that address.
+        (wish(None, None, ""), "10.0.0.1", "soft 1 2"),
+        (wish(Some(1), None, ""), "10.0.2.1", "soft 1 3"),
+        (wish(Some(2), None, ""), "10.0.2.1", none),
+        (wish(None, None, "10.0.2.1"), "10.0.0.1", "soft 1 3"),
+        (wish(None, Some(3), ""), "10.0.0.1", "soft 1 3"),
+        (wish(None, Some(9), ""), "10.0.0.1", none),
+        (wish(None, None, ""), "10.9.9.9", none),
+        (wish(None, None, ""), "127.0.0.3", "soft 1 0"),
+    ] {
+        assert_eq!(told(choose(&devices, &wish, ip(local))), expected, "{wish:?} from {local}");
+    }
+    let local = choose(&devices, &named("soft"), ip("10.0.0.1")).unwrap();
+    assert_eq!(local.reason, "its GID is the local address of the TLS connection, 10.0.0.1");
+    let gid = |wish| choose(&devices, &wish, ip("127.0.0.3")).unwrap().gid.to_ip();
+    assert_eq!(gid(wish(None, None, "")), ip("127.0.0.3"));
+    assert_eq!(gid(wish(None, Some(0), "")), ip("127.0.0.1"), "an index that was asked for is itself");
+}
+
+#[test]
+fn a_host_whose_devices_do_not_fit_is_told_of_the_embedded_one_and_not_given_it() {
+    let devices = and_soft(host(), &["10.0.2.1"]);
+    let refusal = message(choose(&devices, &auto(), ip("10.0.2.1")));
+    assert!(!refusal.contains("soft port"), "it is no candidate: {refusal}");
+    assert!(
+        refusal.ends_with(
+            "The embedded device, \"soft\", has every address of this host: it is used if device names it"
+        ),
+        "{refusal}"
+    );
+    let refusal = message(choose(&devices, &named("soft"), ip("10.9.9.9")));
+    assert!(refusal.contains("Candidates: soft port 1: GIDs 0=127.0.0.1 1=::1 2=10.0.2.1. "), "{refusal}");
+    assert!(!refusal.contains("mlx5_0"), "{refusal}");
 }
 
 #[test]
@@ -323,6 +434,10 @@ fn no_device_of_that_name_lists_the_names_that_there_are() {
     let error = choose(&[], &named("rxe0"), ip("10.0.0.1")).unwrap_err();
     assert_eq!(error.code(), ErrorCode::DeviceNotFound);
     assert!(error.message().contains("there is no RDMA device on this host"), "{error}");
+    let message =
+        |devices: Vec<DeviceInfo>| message(choose(&and_soft(devices, &[]), &named("rxe0"), ip("10.0.0.1")));
+    assert!(message(host()).ends_with("there are: mlx5_0, mlx5_1, soft"));
+    assert!(message(vec![]).ends_with("(ibv_devices lists them) but the embedded one, soft"));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::stub::Behaviour;
 use common::{World, eventually};
-use secure_rdma_rdma::{PathMtu, QpState};
+use secure_rdma_rdma::{DeviceKind, PathMtu, QpState};
 use secure_rdma_session::Role;
 
 #[tokio::test]
@@ -68,4 +68,23 @@ async fn both_sides_come_up_in_order_and_agree() {
     assert!(server.upper.record().lost.is_empty() && client.upper.record().lost.is_empty());
     drop((client, server));
     world.gone().await;
+}
+
+#[tokio::test]
+async fn repetitions_suit_the_device_unless_they_are_given() {
+    // On rxe, which cannot be told from a NIC here, 7 is for ever.
+    for (kind, given, expected) in [
+        (DeviceKind::Verbs, None, 6),
+        (DeviceKind::Fake, None, 6),
+        (DeviceKind::Soft, None, 7),
+        (DeviceKind::Verbs, Some(7), 7),
+        (DeviceKind::Soft, Some(0), 0),
+    ] {
+        let mut world = World::new();
+        world.options.queue_pair.retry_count = given;
+        world.client_host.set(|b| b.kind = kind);
+        let _pair = world.pair().await;
+        let rts = world.client_host.moved(QpState::Rts);
+        assert_eq!((rts.timeout, rts.retry_count), (Some(17), Some(expected)), "{kind} {given:?}");
+    }
 }

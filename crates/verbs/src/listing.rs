@@ -91,7 +91,7 @@ fn gids_of(port: u8, table: &[ibv_gid_entry]) -> Vec<GidEntry> {
             let gid = Gid::new(unsafe { entry.gid.raw });
             let kind = if entry.gid_type == ROCE_V2 { GidKind::RoceV2 } else { GidKind::InfinibandOrRoceV1 };
             let index = u8::try_from(entry.gid_index).ok().filter(|_| !gid.is_unspecified())?;
-            Some(GidEntry { index, gid, kind, interface: interfaces::name(entry.ndev_ifindex) })
+            Some(GidEntry { index, gid, kind, interface: interfaces::name(entry.ndev_ifindex), mtu: None })
         })
         .collect()
 }

@@ -50,7 +50,7 @@ impl Port {
             _ => GidKind::InfinibandOrRoceV1,
         };
         let interface = self.read(&format!("gid_attrs/ndevs/{index}")).filter(|name| !name.is_empty());
-        Some(GidEntry { index, gid, kind, interface })
+        Some(GidEntry { index, gid, kind, interface, mtu: None })
     }
 
     /// The IPoIB interfaces of the port.

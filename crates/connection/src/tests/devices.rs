@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use secure_rdma_rdma::fake::Fabric;
-use secure_rdma_rdma::{AsyncEvent, ErrorCode};
+use secure_rdma_rdma::{AsyncEvent, Device, DeviceInfo, DeviceWish, Devices, Error, ErrorCode, Result};
 use secure_rdma_session::{Host, TlsAddresses};
 
 use super::{ADDRESSES, until};
@@ -56,4 +56,51 @@ fn a_server_that_is_closed_keeps_no_device() {
     // As of a handshake that was in a blocking call when the server closed.
     drop(host.prepare(addresses()).unwrap());
     until("all to be gone", || fabric.counters().receive_queues == 0 && fabric.counters().regions == 0);
+}
+
+/// A family that cannot be asked, as libibverbs of a half-installed rdma-core.
+struct Broken;
+
+impl Devices for Broken {
+    fn list(&self) -> Result<Vec<DeviceInfo>> {
+        Err(Error::new(ErrorCode::Library, "it is broken"))
+    }
+
+    fn open(&self, _name: &str) -> Result<Arc<dyn Device>> {
+        self.list().map(|_| unreachable!())
+    }
+}
+
+/// What comes of a connection whose user gave these device options, beside a family that is broken.
+fn beside_a_broken_family(device: DeviceOptions) -> Result<()> {
+    let fabric = Arc::new(Fabric::new());
+    let _fake0 = fabric.device("fake0", ADDRESSES[0].into());
+    let registry = Registry::new(vec![Arc::new(Broken), fabric]);
+    DeviceHost::new(&registry, device, ConnectionOptions::default(), false).prepare(addresses()).map(drop)
+}
+
+#[test]
+fn a_family_that_cannot_be_asked_is_in_the_way_of_every_device_but_a_named_one() {
+    let named = |name: &str| DeviceOptions {
+        wish: DeviceWish { device: Some(name.to_owned()), ..DeviceWish::default() },
+        ..DeviceOptions::default()
+    };
+    let code = |device| beside_a_broken_family(device).unwrap_err().code();
+    assert_eq!(code(DeviceOptions::default()), ErrorCode::Library, "what fits best may be one of its");
+    assert_eq!(code(named("mlx5_0")), ErrorCode::Library);
+    beside_a_broken_family(named("fake0")).unwrap();
+}
+
+#[test]
+fn a_capture_that_the_device_cannot_make_is_refused_by_name() {
+    let (fabric, _) = server();
+    let _device = fabric.device("fake0", ADDRESSES[0].into());
+    let registry = Registry::new(vec![Arc::<Fabric>::clone(&fabric)]);
+    let device =
+        DeviceOptions { capture_file: Some("/tmp/capture.pcapng".into()), ..DeviceOptions::default() };
+    let host = DeviceHost::new(&registry, device, ConnectionOptions::default(), false);
+    let error = host.prepare(addresses()).map(drop).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::DeviceUnsupported);
+    assert!(error.message().starts_with("fake0 cannot capture to /tmp/capture.pcapng: "), "{error}");
+    assert!(fabric.counters().all_unmade());
 }

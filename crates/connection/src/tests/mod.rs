@@ -66,7 +66,7 @@ impl World {
     pub(crate) fn pair(&self, options: &ConnectionOptions) -> [End; 2] {
         let ends = self.proven(options);
         for end in &ends {
-            end.channel.open(None, "between two tests".to_owned());
+            end.channel.open(None, "between two tests, UDP port 4791".to_owned());
         }
         ends
     }

@@ -16,8 +16,13 @@ pub fn device_info(name: &str, address: IpAddr) -> DeviceInfo {
     let gid = Gid::from_ip(address);
     let mut link_local = gid.bytes();
     link_local[..8].copy_from_slice(&[0xFE, 0x80, 0, 0, 0, 0, 0, 0]);
-    let entry =
-        |index, gid| GidEntry { index, gid, kind: GidKind::RoceV2, interface: Some(format!("{name}n")) };
+    let entry = |index, gid| GidEntry {
+        index,
+        gid,
+        kind: GidKind::RoceV2,
+        interface: Some(format!("{name}n")),
+        mtu: None,
+    };
     DeviceInfo {
         name: name.to_owned(),
         kind: DeviceKind::Fake,

@@ -31,6 +31,7 @@ pub struct Behaviour {
     pub resolve_fails: Option<ErrorCode>,
     pub prepare_fails: Option<ErrorCode>,
     pub tick_fails: bool,
+    pub kind: DeviceKind,
     pub path_mtu: PathMtu,
     pub route_mtu: Option<PathMtu>,
     pub limits: (u8, u8),
@@ -46,6 +47,7 @@ impl Default for Behaviour {
             resolve_fails: None,
             prepare_fails: None,
             tick_fails: false,
+            kind: DeviceKind::Fake,
             path_mtu: PathMtu::Bytes4096,
             route_mtu: None,
             limits: (128, 128),
@@ -138,7 +140,7 @@ impl Host for StubHost {
         Ok(Prepared {
             local: LocalAddress {
                 device: "stub0".to_owned(),
-                kind: DeviceKind::Fake,
+                kind: behaviour.kind,
                 port: 1,
                 gid_index: 3,
                 gid: Gid::from_ip(addresses.local.ip()),

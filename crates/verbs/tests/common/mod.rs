@@ -9,10 +9,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use secure_rdma_rdma::{
-    Access, Addressing, AsyncEvent, Choice, Completion, CompletionKind, Device, DeviceWish, Devices,
-    LocalAddress, Memory, PathContext, PathMtu, Psn, QpAttr, QpState, QueuePair, QueuePairConfig,
-    QueuePairHandler, ReceiveQueue, ReceiveRequest, Region, RemoteSlice, Route, SendFlags, SendOperation,
-    SendRequest, Slice, WcStatus, WorkId, choose,
+    Access, Addressing, AsyncEvent, Completion, CompletionKind, Device, DeviceWish, Devices, LocalAddress,
+    Memory, PathContext, PathMtu, Psn, QpAttr, QpState, QueuePair, QueuePairConfig, QueuePairHandler,
+    ReceiveQueue, ReceiveRequest, Region, RemoteSlice, Route, SendFlags, SendOperation, SendRequest, Slice,
+    WcStatus, WorkId, choose,
 };
 use secure_rdma_verbs::{Verbs, testing};
 
@@ -150,13 +150,9 @@ pub fn local(address: &str) -> LocalAddress {
     if let Some((_, local)) = known.iter().find(|(of, _)| *of == address) {
         return local.clone();
     }
-    match choose(&Verbs.list().unwrap(), &DeviceWish::default(), address).unwrap() {
-        Choice::Device(local) => {
-            known.push((address, local.clone()));
-            local
-        }
-        Choice::Embedded { reason } => panic!("no verbs device for {address}: {reason}"),
-    }
+    let local = choose(&Verbs.list().unwrap(), &DeviceWish::default(), address).unwrap();
+    known.push((address, local.clone()));
+    local
 }
 
 impl End {
