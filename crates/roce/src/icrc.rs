@@ -8,7 +8,9 @@
 //! the BTH is taken back to the register before it in the same way. So one pass over the UDP payload as it stands is
 //! all that is left per packet.
 //!
-//! The pass is `crc32fast`'s.
+//! The pass is `crc32fast`'s (1.5.5, with VPCLMULQDQ where rustc ≥ 1.89 and the processor have it) rather than
+//! `crc-fast`'s (1.10), as measured on a Xeon of model 167 (benches/icrc.rs): 5.4 ns against 23 for 64 B, 20 against 33
+//! for 1 KiB, 43 against 60 to 79 for 4 KiB; and `crc-fast` needs a newer Rust than ours. With the headers, 8.4 ns for 96 B.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};

@@ -32,6 +32,8 @@ pub mod aeth;
 pub mod atomic_ack_eth;
 pub mod atomic_eth;
 pub mod bth;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod gf2;
 mod headers;
 pub mod icrc;

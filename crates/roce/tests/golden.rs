@@ -1,4 +1,5 @@
 //! Every vector of the brief, both ways: read and judged, and written again to the same bytes.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod vectors;
 
