@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use secure_rdma_rdma::{Error, ErrorCode, Result};
+
 use super::receive_queue::ReceiveQueueId;
 
 /// How an engine behaves. The defaults are those of the device.
@@ -52,6 +54,26 @@ impl Default for Config {
         }
     }
 }
+
+impl Config {
+    /// # Errors
+    /// [`ErrorCode::InvalidArgument`] for values that make no sense.
+    pub(super) fn check(&self) -> Result<()> {
+        let wrong = if self.initial_window == 0 || self.max_window == 0 {
+            "a window of 0"
+        } else if self.max_window > MOST_WINDOW {
+            "a window of more than 2^16 PSNs"
+        } else if self.ack_interval == 0 || self.max_segments == 0 {
+            "an interval of acknowledgement or a number of segments of 0"
+        } else {
+            return Ok(());
+        };
+        Err(Error::new(ErrorCode::InvalidArgument, format!("the engine's configuration has {wrong}")))
+    }
+}
+
+/// Far below the 2^23 PSNs at which old and new can no longer be told apart (IBTA 9.7.2).
+const MOST_WINDOW: u32 = 1 << 16;
 
 /// What a queue pair is made with.
 #[derive(Clone, Copy, Debug)]

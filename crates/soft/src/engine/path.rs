@@ -3,6 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use secure_rdma_rdma::Qpn;
+use secure_rdma_roce::{Endpoints, IcrcContext};
+
+use super::packetizer::Batch;
 
 /// What INIT→RTR needs besides the attributes. The device layer makes it of the address vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,4 +66,74 @@ pub struct Transmit {
     pub segment_size: usize,
     /// Bytes of all segments: what was appended to the buffer.
     pub length: usize,
+}
+
+/// A queue pair's path in use: the two directions, and how packets are made for them.
+pub(super) struct Flows {
+    pub(super) path: Path,
+    pub(super) peer: Qpn,
+    /// Bytes of payload per packet.
+    pub(super) mtu: usize,
+    /// ICRCs of packets sent.
+    pub(super) out: IcrcContext,
+    /// ICRCs of packets received, for the UDP ports of the last one.
+    incoming: Option<(u16, u16, IcrcContext)>,
+}
+
+impl Flows {
+    pub(super) fn new(path: Path, peer: Qpn, mtu: usize) -> Option<Self> {
+        let endpoints = endpoints(path.local, path.peer.ip())?;
+        let out = IcrcContext::new(endpoints, path.source_port, path.peer.port());
+        Some(Self { path, peer, mtu, out, incoming: None })
+    }
+
+    /// The context for a packet received.
+    pub(super) fn incoming(&mut self, arrival: &Arrival) -> Option<IcrcContext> {
+        let ports = (arrival.source.port(), arrival.destination_port);
+        match self.incoming {
+            Some((source, destination, context)) if (source, destination) == ports => Some(context),
+            _ => {
+                let endpoints = endpoints(arrival.source.ip(), arrival.destination)?;
+                let context = IcrcContext::new(endpoints, ports.0, ports.1);
+                self.incoming = Some((ports.0, ports.1, context));
+                Some(context)
+            }
+        }
+    }
+
+    /// How a batch is to be sent.
+    pub(super) fn transmit(&self, qpn: Qpn, batch: &Batch<'_>, notice: bool, ecn: bool) -> Transmit {
+        let mut traffic_class = self.path.traffic_class;
+        if notice {
+            traffic_class = CNP_TRAFFIC_CLASS;
+        } else if ecn && traffic_class & ECN_BITS == 0 {
+            traffic_class |= ECT_0;
+        }
+        Transmit {
+            qpn,
+            source: self.path.local,
+            source_port: self.path.source_port,
+            destination: self.path.peer,
+            traffic_class,
+            hop_limit: self.path.hop_limit,
+            segment_size: batch.segment_size(),
+            length: batch.length(),
+        }
+    }
+}
+
+/// DSCP 48: the priority of its own that congestion notices usually have (NVIDIA's default).
+const CNP_TRAFFIC_CLASS: u8 = 48 << 2;
+
+/// Of the traffic class: the ECN bits (RFC 3168), and the value that says "marking is understood here".
+const ECN_BITS: u8 = 0b11;
+const ECT_0: u8 = 0b10;
+
+/// The two addresses, in the order source, destination; `None` where they are of two families.
+fn endpoints(source: IpAddr, destination: IpAddr) -> Option<Endpoints> {
+    match (source.to_canonical(), destination.to_canonical()) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => Some(Endpoints::V4 { source, destination }),
+        (IpAddr::V6(source), IpAddr::V6(destination)) => Some(Endpoints::V6 { source, destination }),
+        _ => None,
+    }
 }

@@ -28,14 +28,12 @@ impl Retired {
         self.windows.clear();
     }
 
-    #[allow(dead_code, reason = "the requester comes next")]
     pub(super) fn slices(&mut self, slices: SmallVec<[Slice; 1]>) {
         if !slices.is_empty() {
             self.slices.push(slices);
         }
     }
 
-    #[allow(dead_code, reason = "the requester comes next")]
     pub(super) fn window(&mut self, window: Arc<dyn MemoryWindow>) {
         self.windows.push(window);
     }

@@ -1,0 +1,73 @@
+//! Whose turn it is: to send, to be looked at, to be told of.
+
+use std::collections::VecDeque;
+
+use secure_rdma_rdma::Qpn;
+
+/// In which lines a queue pair stands, so that it stands in none twice.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Standing {
+    /// To send an acknowledgement.
+    pub(super) urgent: bool,
+    /// To send requests or READ responses.
+    pub(super) ready: bool,
+    /// To wait for room in a receive buffer.
+    pub(super) waiting: bool,
+    /// To have its completions polled.
+    pub(super) news: bool,
+}
+
+impl Standing {
+    /// Its turn to send has come.
+    pub(super) fn leave(&mut self, urgent: bool) {
+        if urgent {
+            self.urgent = false;
+        } else {
+            self.ready = false;
+        }
+    }
+}
+
+/// The lines of queue pairs that have something to do. An idle one stands in none and costs nothing.
+///
+/// Numbers of queue pairs that were destroyed meanwhile may stand in them; they are skipped.
+#[derive(Default)]
+pub(super) struct Schedule {
+    urgent: VecDeque<Qpn>,
+    ready: VecDeque<Qpn>,
+    news: VecDeque<Qpn>,
+}
+
+impl Schedule {
+    /// Acknowledgements go before everything else: a peer waits for them.
+    pub(super) fn urgent(&mut self, qpn: Qpn, standing: &mut Standing) {
+        if !std::mem::replace(&mut standing.urgent, true) {
+            self.urgent.push_back(qpn);
+        }
+    }
+
+    /// Everybody else takes turns, one batch each.
+    pub(super) fn ready(&mut self, qpn: Qpn, standing: &mut Standing) {
+        if !std::mem::replace(&mut standing.ready, true) {
+            self.ready.push_back(qpn);
+        }
+    }
+
+    pub(super) fn news(&mut self, qpn: Qpn, standing: &mut Standing) {
+        if !std::mem::replace(&mut standing.news, true) {
+            self.news.push_back(qpn);
+        }
+    }
+
+    /// Whose turn it is to send, and whether for an acknowledgement.
+    pub(super) fn next_sender(&mut self) -> Option<(Qpn, bool)> {
+        match self.urgent.pop_front() {
+            Some(qpn) => Some((qpn, true)),
+            None => self.ready.pop_front().map(|qpn| (qpn, false)),
+        }
+    }
+
+    pub(super) fn next_news(&mut self) -> Option<Qpn> {
+        self.news.pop_front()
+    }
+}

@@ -1,0 +1,231 @@
+//! The states of a queue pair: what a transition sets, and what ERR and RESET do with what was posted.
+
+use secure_rdma_rdma::{
+    Error, ErrorCode, PostError, QpAttr, QpState, Result, SendOperation, SendRequest, WcStatus, transition,
+};
+
+use super::local::{self, Judged};
+use super::path::{Flows, Path};
+use super::queue_pair::{QueuePair, Shared};
+use super::receive_queue::full;
+use super::requester::Requester;
+use super::schedule::Standing;
+use super::work::Work;
+
+/// Refuses receives where they cannot be posted.
+pub(super) fn takes_receives(state: QpState, shared: bool) -> Result<()> {
+    if shared {
+        return Err(Error::new(
+            ErrorCode::InvalidArgument,
+            "this queue pair's receives are posted to its shared receive queue",
+        ));
+    }
+    match state {
+        QpState::Reset => Err(not_postable(state, "receives are posted from INIT on")),
+        _ => Ok(()),
+    }
+}
+
+/// The error of a post in the wrong state.
+pub(super) fn not_postable(state: QpState, rule: &str) -> Error {
+    Error::new(ErrorCode::Post, format!("the queue pair is in {state}: {rule}"))
+}
+
+impl QueuePair {
+    /// Moves the queue pair.
+    pub(super) fn modify(
+        &mut self,
+        shared: &mut Shared,
+        attr: &QpAttr,
+        path: Option<Path>,
+    ) -> Result<QpState> {
+        let to = transition::check_attr(self.state, attr)?;
+        check_values(attr)?;
+        match to {
+            QpState::Reset => self.reset(shared),
+            QpState::Err => {
+                self.responder.answers.clear();
+                self.move_to_error(shared);
+            }
+            _ => {
+                if attr.address.is_some() {
+                    self.set_path(shared, attr, path)?;
+                }
+                self.access = attr.access.unwrap_or(self.access);
+                self.requester.set(attr);
+                self.responder.set(attr);
+                self.state = to;
+            }
+        }
+        Ok(self.state)
+    }
+
+    fn set_path(&mut self, shared: &mut Shared, attr: &QpAttr, path: Option<Path>) -> Result<()> {
+        let (peer, mtu) = match &self.flows {
+            Some(flows) => (Some(flows.peer), Some(flows.mtu)),
+            None => (attr.dest_qpn, attr.path_mtu.map(secure_rdma_rdma::PathMtu::bytes)),
+        };
+        let (Some(path), Some(peer), Some(mtu)) = (path, peer, mtu) else {
+            return Err(refused("an address vector, but no path to it"));
+        };
+        if path.peer.port() == 0 || path.source_port == 0 || path.hop_limit == 0 {
+            return Err(refused("a UDP port or the hop limit is 0"));
+        }
+        let Some(flows) = Flows::new(path, peer, mtu) else {
+            return Err(refused("the two addresses are of two families"));
+        };
+        self.leave_path(shared);
+        if let Some(limit) = path.receive_buffer {
+            shared.budgets.join(path.peer, limit);
+        }
+        self.flows = Some(flows);
+        Ok(())
+    }
+
+    /// Gives back what the queue pair has in flight, and its share of the peer's receive buffer.
+    pub(super) fn leave_path(&mut self, shared: &mut Shared) {
+        let Some(flows) = self.flows.take() else { return };
+        self.requester.release(shared, &flows, self.requester.charged);
+        if flows.path.receive_buffer.is_some() {
+            shared.budgets.leave(flows.path.peer);
+        }
+    }
+
+    /// →ERR: everything that was posted completes with WR_FLUSH_ERR, in the order of posting.
+    pub(super) fn move_to_error(&mut self, shared: &mut Shared) {
+        self.state = QpState::Err;
+        self.requester.stop_timers();
+        if let Some(flows) = &self.flows {
+            self.requester.release(shared, flows, self.requester.charged);
+        }
+        self.requester.reads.clear();
+        for work in std::mem::take(&mut self.requester.works) {
+            self.flush_work(shared, work, WcStatus::WR_FLUSH_ERR);
+        }
+        self.requester.cursor = (0, 0);
+        self.requester.posted = self.requester.newest;
+        self.requester.oldest = self.requester.newest;
+        self.requester.next = self.requester.newest;
+        for receive in self.responder.receive.take().into_iter().chain(std::mem::take(&mut self.receives)) {
+            self.fail_receive(shared, receive, WcStatus::WR_FLUSH_ERR);
+        }
+    }
+
+    /// Ends a send with an error.
+    pub(super) fn flush_work(&mut self, shared: &mut Shared, work: Work, status: WcStatus) {
+        if let SendOperation::Bind { window, target, .. } = work.request.operation {
+            shared.retired.window(window);
+            shared.retired.slices(smallvec::smallvec![target]);
+        }
+        self.complete_send(shared, work.request.id, work.request.local, status, 0);
+    }
+
+    /// →RESET: everything is forgotten, without completions.
+    pub(super) fn reset(&mut self, shared: &mut Shared) {
+        self.leave_path(shared);
+        shared.regions.unbind_all(self.qpn);
+        let requester = std::mem::replace(&mut self.requester, Requester::new(&shared.config));
+        for work in requester.works {
+            shared.retired.slices(work.request.local);
+            if let SendOperation::Bind { window, target, .. } = work.request.operation {
+                shared.retired.window(window);
+                shared.retired.slices(smallvec::smallvec![target]);
+            }
+        }
+        let responder = std::mem::take(&mut self.responder);
+        for receive in responder.receive.into_iter().chain(std::mem::take(&mut self.receives)) {
+            shared.retired.slices(receive.local);
+        }
+        self.forget_completions();
+        self.standing = Standing { waiting: false, ..self.standing };
+        self.state = QpState::Reset;
+    }
+
+    /// Posts sends.
+    pub(super) fn post_send(
+        &mut self,
+        shared: &mut Shared,
+        requests: &[SendRequest],
+    ) -> std::result::Result<(), PostError> {
+        self.takes_sends()?;
+        for (posted, request) in requests.iter().enumerate() {
+            self.post_one(shared, request).map_err(|error| PostError { posted, error })?;
+        }
+        Ok(())
+    }
+
+    fn post_one(&mut self, shared: &mut Shared, request: &SendRequest) -> Result<()> {
+        let Judged { length, writable } = local::check(&request.local, &shared.regions, self.caps.max_sge)?;
+        check_operation(request, length)?;
+        if !self.has_send_room() {
+            return Err(full("send"));
+        }
+        let mtu = self.flows.as_ref().map_or(1, |flows| flows.mtu);
+        let first = self.requester.posted;
+        let packets = Work::packets(&request.operation, length, mtu);
+        let request = request.clone();
+        let work = Work { request, length, first, packets, writable, done: false, failed: None };
+        if self.state == QpState::Err {
+            self.flush_work(shared, work, WcStatus::WR_FLUSH_ERR);
+        } else {
+            self.requester.posted = work.end();
+            self.requester.works.push_back(work);
+        }
+        Ok(())
+    }
+
+    /// What the transport does at every entry: nothing is due in states that do nothing.
+    pub(super) fn answers_requests(&self) -> bool {
+        matches!(self.state, QpState::Rtr | QpState::Rts | QpState::Sqd)
+    }
+
+    /// Whether responses are taken.
+    pub(super) fn takes_responses(&self) -> bool {
+        matches!(self.state, QpState::Rts | QpState::Sqd)
+    }
+}
+
+/// What only the operation decides.
+fn check_operation(request: &SendRequest, length: u32) -> Result<()> {
+    let invalid = |message: String| Err(Error::new(ErrorCode::InvalidArgument, message));
+    match &request.operation {
+        SendOperation::CompareSwap { remote, .. } | SendOperation::FetchAdd { remote, .. } => {
+            let pieces = request.local.len();
+            if length != 8 || pieces != 1 || remote.address % 8 != 0 {
+                return invalid(format!(
+                    "an atomic works on 8 aligned bytes, not on {length} bytes in {pieces} pieces"
+                ));
+            }
+        }
+        SendOperation::Bind { window, target, .. } => {
+            if window.as_any().downcast_ref::<super::regions::WindowId>().is_none() {
+                return invalid("the memory window is not one of this device".to_owned());
+            }
+            if !target.is_inside() {
+                return invalid("the range to bind does not lie inside its region".to_owned());
+            }
+        }
+        _ => {}
+    }
+    if request.operation.is_local() && length > 0 {
+        return invalid("a bind or an invalidation takes no local bytes".to_owned());
+    }
+    Ok(())
+}
+
+/// What drivers check and the transition table does not: the values.
+fn check_values(attr: &QpAttr) -> Result<()> {
+    let above = |value: Option<u8>, limit: u8| value.is_some_and(|value| value > limit);
+    if above(attr.timeout, 31)
+        || above(attr.min_rnr_timer, 31)
+        || above(attr.retry_count, 7)
+        || above(attr.rnr_retry, 7)
+    {
+        return Err(refused("a timer code or a count is out of range"));
+    }
+    Ok(())
+}
+
+fn refused(what: &str) -> Error {
+    Error::new(ErrorCode::Modify, format!("the device refuses the transition: {what}"))
+}

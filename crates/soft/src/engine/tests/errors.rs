@@ -1,0 +1,1 @@
+//! Loss, refusals, and how a queue pair ends.

@@ -1,0 +1,355 @@
+//! Two engines and the wire between them.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use secure_rdma_rdma::{
+    Access, AddressVector, Completion, Entropy, Memory, PathMtu, Psn, QpAttr, QpState, Qpn, ReceiveRequest,
+    Region, Registration, RemoteSlice, Result, SendFlags, SendOperation, SendRequest, Slice, WorkId,
+};
+use secure_rdma_roce::{Opcode, Packet};
+
+use crate::engine::{Arrival, Config, Engine, Path, QueuePairCaps, Retired};
+
+/// SplitMix64: the same bytes for the same seed.
+pub(super) struct Seeded(Mutex<u64>);
+
+impl Entropy for Seeded {
+    fn fill(&self, bytes: &mut [u8]) -> Result<()> {
+        let mut state = self.0.lock().unwrap();
+        for byte in bytes {
+            *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let mixed = (*state ^ *state >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            *byte = ((mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB) >> 40).to_le_bytes()[0];
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn seeded(seed: u64) -> Arc<Seeded> {
+    Arc::new(Seeded(Mutex::new(seed)))
+}
+
+struct Registered;
+impl Registration for Registered {}
+
+pub(super) const ALL: Access = Access::LOCAL_WRITE
+    .union(Access::REMOTE_WRITE)
+    .union(Access::REMOTE_READ)
+    .union(Access::REMOTE_ATOMIC)
+    .union(Access::MEMORY_WINDOW_BIND);
+
+/// One engine with one queue pair.
+pub(super) struct Side {
+    pub(super) engine: Engine,
+    pub(super) qpn: Qpn,
+    pub(super) address: SocketAddr,
+    pub(super) completions: Vec<Completion>,
+    pub(super) next_id: u64,
+}
+
+impl Side {
+    pub(super) fn region(&mut self, length: usize, access: Access) -> Arc<Region> {
+        let memory = Arc::new(Memory::allocate(length).unwrap());
+        let keys = self.engine.register(Arc::clone(&memory), access).unwrap();
+        Arc::new(Region::new(Box::new(Registered), memory, keys.address, keys.lkey, keys.rkey))
+    }
+
+    pub(super) fn request(
+        &mut self,
+        operation: SendOperation,
+        local: &[(&Arc<Region>, usize, usize)],
+    ) -> SendRequest {
+        self.next_id += 1;
+        SendRequest {
+            id: WorkId(self.next_id),
+            operation,
+            local: local
+                .iter()
+                .map(|(region, offset, length)| Slice::new(region, *offset, *length))
+                .collect(),
+            flags: SendFlags::empty(),
+        }
+    }
+
+    /// Completions so far, as numbers and statuses.
+    #[allow(dead_code, reason = "the tests of loss come next")]
+    pub(super) fn statuses(&self) -> Vec<(u64, u32)> {
+        self.completions.iter().map(|completion| (completion.id.0, completion.status.0)).collect()
+    }
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "the tests of loss come next")]
+pub(super) enum Fate {
+    Pass,
+    Drop,
+}
+
+/// A packet that was sent.
+#[allow(dead_code, reason = "the tests of loss come next")]
+pub(super) struct Sent {
+    pub(super) from: usize,
+    pub(super) at: Instant,
+    pub(super) opcode: Opcode,
+    pub(super) psn: u32,
+    pub(super) bytes: Vec<u8>,
+}
+
+type Filter = Box<dyn FnMut(&Sent) -> Fate>;
+
+pub(super) struct Pair {
+    pub(super) sides: [Side; 2],
+    pub(super) now: Instant,
+    pub(super) log: Vec<Sent>,
+    pub(super) filter: Filter,
+    wire: VecDeque<(usize, Arrival, Vec<u8>)>,
+    /// GSO batches as the number of their segments.
+    pub(super) batches: Vec<usize>,
+}
+
+#[derive(Clone)]
+pub(super) struct Options {
+    pub(super) mtu: PathMtu,
+    pub(super) psn: u32,
+    pub(super) timeout: u8,
+    pub(super) retry_count: u8,
+    pub(super) rnr_retry: u8,
+    pub(super) depth: u8,
+    pub(super) v6: bool,
+    pub(super) sequential_ids: bool,
+    pub(super) receive_buffer: Option<u32>,
+    pub(super) config: Config,
+    pub(super) access: Access,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            mtu: PathMtu::Bytes1024,
+            psn: 0xFF_FFFE,
+            timeout: 14,
+            retry_count: 7,
+            rnr_retry: 7,
+            depth: 4,
+            v6: false,
+            sequential_ids: true,
+            receive_buffer: None,
+            config: Config::default(),
+            access: ALL,
+        }
+    }
+}
+
+pub(super) const CAPS: QueuePairCaps =
+    QueuePairCaps { max_send: 256, max_receive: 256, max_sge: 8, receive_queue: None };
+
+impl Pair {
+    pub(super) fn new() -> Self {
+        Self::with(Options::default())
+    }
+
+    pub(super) fn with(options: impl std::borrow::Borrow<Options>) -> Self {
+        let options = options.borrow();
+        let now = Instant::now();
+        let side = |number: u8| {
+            let mut engine = Engine::new(options.config.clone(), seeded(u64::from(number) + 1)).unwrap();
+            let qpn = engine.create_queue_pair(now, CAPS).unwrap();
+            let ip: IpAddr = if options.v6 {
+                format!("fd00::{}", number + 1).parse().unwrap()
+            } else {
+                format!("10.0.0.{}", number + 1).parse().unwrap()
+            };
+            let address = SocketAddr::new(ip, 4791 + u16::from(number));
+            Side { engine, qpn, address, completions: Vec::new(), next_id: 0 }
+        };
+        let mut pair = Self {
+            sides: [side(0), side(1)],
+            now,
+            log: Vec::new(),
+            filter: Box::new(|_| Fate::Pass),
+            wire: VecDeque::new(),
+            batches: Vec::new(),
+        };
+        for index in 0..2 {
+            pair.bring_up(index, options);
+        }
+        pair
+    }
+
+    fn bring_up(&mut self, index: usize, options: &Options) {
+        let (peer, peer_address) = (self.sides[1 - index].qpn, self.sides[1 - index].address);
+        let side = &mut self.sides[index];
+        let init = QpAttr {
+            access: Some(options.access),
+            pkey_index: Some(0),
+            port: Some(1),
+            ..QpAttr::to(QpState::Init)
+        };
+        side.engine.modify(self.now, side.qpn, &init, None).unwrap();
+        let rtr = QpAttr {
+            address: Some(AddressVector::default()),
+            path_mtu: Some(options.mtu),
+            dest_qpn: Some(peer),
+            rq_psn: Psn::new(options.psn),
+            max_dest_rd_atomic: Some(options.depth),
+            min_rnr_timer: Some(12),
+            ..QpAttr::to(QpState::Rtr)
+        };
+        let path = Path {
+            local: side.address.ip(),
+            peer: peer_address,
+            source_port: 0xC000 + u16::try_from(index).unwrap(),
+            expected_source_port: Some(0xC000 + u16::try_from(1 - index).unwrap()),
+            receive_buffer: options.receive_buffer,
+            sequential_ids: options.sequential_ids,
+            hop_limit: 64,
+            traffic_class: 0,
+        };
+        side.engine.modify(self.now, side.qpn, &rtr, Some(path)).unwrap();
+        let rts = QpAttr {
+            timeout: Some(options.timeout),
+            retry_count: Some(options.retry_count),
+            rnr_retry: Some(options.rnr_retry),
+            sq_psn: Psn::new(options.psn),
+            max_rd_atomic: Some(options.depth),
+            ..QpAttr::to(QpState::Rts)
+        };
+        side.engine.modify(self.now, side.qpn, &rts, None).unwrap();
+    }
+
+    pub(super) fn send(
+        &mut self,
+        index: usize,
+        operation: SendOperation,
+        local: &[(&Arc<Region>, usize, usize)],
+    ) -> u64 {
+        let side = &mut self.sides[index];
+        let request = side.request(operation, local);
+        side.engine.post_send(self.now, side.qpn, &[request]).unwrap();
+        side.next_id
+    }
+
+    pub(super) fn receive(
+        &mut self,
+        index: usize,
+        region: &Arc<Region>,
+        offset: usize,
+        length: usize,
+    ) -> u64 {
+        let side = &mut self.sides[index];
+        side.next_id += 1;
+        let request = ReceiveRequest::new(WorkId(side.next_id), region, offset, length);
+        side.engine.post_receive(side.qpn, &[request]).unwrap();
+        side.next_id
+    }
+
+    /// Sends and delivers until nothing is left to send now.
+    pub(super) fn exchange(&mut self) {
+        loop {
+            let mut idle = true;
+            for index in 0..2 {
+                idle &= !self.transmit(index);
+            }
+            while let Some((to, arrival, bytes)) = self.wire.pop_front() {
+                idle = false;
+                self.sides[to].engine.handle_packet(self.now, &arrival, &bytes);
+            }
+            self.collect();
+            if idle {
+                return;
+            }
+        }
+    }
+
+    fn transmit(&mut self, index: usize) -> bool {
+        let mut buffer = Vec::new();
+        let mut any = false;
+        while let Some(transmit) = {
+            buffer.clear();
+            self.sides[index].engine.poll_transmit(self.now, 64, &mut buffer)
+        } {
+            any = true;
+            assert_eq!(transmit.length, buffer.len());
+            assert!(buffer.len() <= 65_507);
+            assert_eq!(transmit.destination, self.sides[1 - index].address);
+            let segments: Vec<_> = buffer.chunks(transmit.segment_size).collect();
+            self.batches.push(segments.len());
+            for (segment, bytes) in segments.iter().enumerate() {
+                let packet = Packet::new_checked(bytes).unwrap();
+                let sent = Sent {
+                    from: index,
+                    at: self.now,
+                    opcode: packet.opcode(),
+                    psn: packet.psn().expose(),
+                    bytes: bytes.to_vec(),
+                };
+                if (self.filter)(&sent) == Fate::Pass {
+                    let arrival = Arrival {
+                        source: SocketAddr::new(transmit.source, transmit.source_port),
+                        destination: transmit.destination.ip(),
+                        destination_port: transmit.destination.port(),
+                        ecn: transmit.traffic_class & 3,
+                        segment: u16::try_from(segment).unwrap(),
+                    };
+                    self.wire.push_back((1 - index, arrival, bytes.to_vec()));
+                }
+                self.log.push(sent);
+            }
+        }
+        any
+    }
+
+    fn collect(&mut self) {
+        for side in &mut self.sides {
+            while let Some(qpn) = side.engine.poll_completions(&mut side.completions) {
+                assert_eq!(qpn, side.qpn);
+            }
+            side.engine.take_retired(&mut Retired::default());
+        }
+    }
+
+    /// Lets time pass to the next deadline of either engine, at most `limit` away. Tells whether there was one.
+    pub(super) fn wait(&mut self, limit: Duration) -> bool {
+        let next = self.sides.iter().filter_map(|side| side.engine.poll_timeout()).min();
+        let Some(next) = next.filter(|next| *next <= self.now + limit) else { return false };
+        self.now = self.now.max(next);
+        for side in &mut self.sides {
+            side.engine.handle_timeout(self.now);
+        }
+        true
+    }
+
+    /// Runs until nothing happens any more.
+    pub(super) fn run(&mut self) {
+        for _ in 0..100_000 {
+            self.exchange();
+            if !self.wait(Duration::from_secs(3600)) {
+                return;
+            }
+        }
+        panic!("it does not come to rest");
+    }
+
+    pub(super) fn opcodes(&self, from: usize) -> Vec<Opcode> {
+        self.log.iter().filter(|sent| sent.from == from).map(|sent| sent.opcode).collect()
+    }
+}
+
+/// A pattern in which each place has its own byte.
+pub(super) fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|index| (index * 7 + index / 256 * 13 + 3).to_le_bytes()[0]).collect()
+}
+
+pub(super) fn bytes_of(region: &Region) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    region.memory().append_to(0, region.memory().len(), &mut bytes).unwrap();
+    bytes
+}
+
+pub(super) fn remote(region: &Region, offset: usize) -> RemoteSlice {
+    RemoteSlice { address: region.address() + offset as u64, rkey: region.rkey() }
+}

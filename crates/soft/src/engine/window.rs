@@ -1,0 +1,221 @@
+//! How much may be in flight: a congestion window for each queue pair, a budget for each receive buffer.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+use rustc_hash::FxHashMap;
+use secure_rdma_rdma::Qpn;
+
+/// The unacknowledged PSNs that a queue pair may have: halved on loss, grown by acknowledgement (as TCP's, RFC 5681,
+/// but in packets and between fixed bounds).
+pub(super) struct CongestionWindow {
+    size: u32,
+    most: u32,
+    /// Below this each acknowledged packet adds one, above it each acknowledged window.
+    threshold: u32,
+    /// Acknowledged packets that have not grown the window yet.
+    acknowledged: u32,
+    /// Losses of what was sent before this count are the same loss.
+    recover: u64,
+}
+
+/// The smallest window: a forged CNP, or loss, cannot bring a queue pair below.
+const LEAST: u32 = 2;
+
+impl CongestionWindow {
+    pub(super) fn new(initial: u32, most: u32) -> Self {
+        let most = most.max(LEAST);
+        let size = initial.clamp(LEAST, most);
+        Self { size, most, threshold: most, acknowledged: 0, recover: 0 }
+    }
+
+    pub(super) fn size(&self) -> u32 {
+        self.size
+    }
+
+    pub(super) fn on_acknowledged(&mut self, packets: u64) {
+        if self.size == self.most {
+            return;
+        }
+        let packets = u32::try_from(packets).unwrap_or(u32::MAX);
+        if self.size < self.threshold {
+            self.size = self.size.saturating_add(packets).min(self.threshold).min(self.most);
+            return;
+        }
+        self.acknowledged = self.acknowledged.saturating_add(packets);
+        if self.acknowledged >= self.size {
+            self.acknowledged = 0;
+            self.size = (self.size + 1).min(self.most);
+        }
+    }
+
+    /// Something in flight was lost, or a switch on the way was full: everything up to `newest` was sent before.
+    pub(super) fn on_loss(&mut self, oldest: u64, newest: u64) {
+        if oldest >= self.recover {
+            self.size = (self.size / 2).max(LEAST);
+            self.threshold = self.size;
+            self.acknowledged = 0;
+            self.recover = newest;
+        }
+    }
+}
+
+/// What a datagram takes of a socket's receive buffer beside its bytes: the kernel counts its own structures too
+/// (`skb->truesize`; about 800 bytes on x86-64).
+const OVERHEAD: u64 = 832;
+
+/// What `packets` packets with `bytes` bytes of payload in all take of a receive buffer.
+pub(super) fn charge(packets: u64, bytes: u64) -> u64 {
+    packets.saturating_mul(OVERHEAD).saturating_add(bytes)
+}
+
+/// What a receive buffer holds, and what is on the way to it.
+struct Budget {
+    limit: u64,
+    in_flight: u64,
+    users: u32,
+    waiting: VecDeque<Qpn>,
+}
+
+/// Names a budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BudgetId {
+    /// The own socket's receive buffer: what READs ask for.
+    Own,
+    /// A peer device's.
+    Peer(SocketAddr),
+}
+
+/// The budgets of an engine. One of a peer device is shared by all queue pairs that send to it.
+pub(super) struct Budgets {
+    own: Option<Budget>,
+    peers: FxHashMap<SocketAddr, Budget>,
+    /// How many queue pairs wait for room in any of them.
+    waiting: usize,
+}
+
+impl Budgets {
+    pub(super) fn new(own: Option<u32>) -> Self {
+        Self { own: own.map(Budget::new), peers: FxHashMap::default(), waiting: 0 }
+    }
+
+    /// A queue pair with this peer comes. Of different limits the smallest holds.
+    pub(super) fn join(&mut self, peer: SocketAddr, limit: u32) {
+        let budget = self.peers.entry(peer).or_insert_with(|| Budget::new(limit));
+        budget.limit = budget.limit.min(u64::from(limit));
+        budget.users += 1;
+    }
+
+    /// A queue pair with this peer goes.
+    pub(super) fn leave(&mut self, peer: SocketAddr) {
+        if let Some(budget) = self.peers.get_mut(&peer) {
+            budget.users = budget.users.saturating_sub(1);
+            if budget.users == 0 {
+                self.waiting = self.waiting.saturating_sub(budget.waiting.len());
+                self.peers.remove(&peer);
+            }
+        }
+    }
+
+    fn get(&mut self, id: BudgetId) -> Option<&mut Budget> {
+        match id {
+            BudgetId::Own => self.own.as_mut(),
+            BudgetId::Peer(peer) => self.peers.get_mut(&peer),
+        }
+    }
+
+    /// How much more may be in flight; at least something while nothing is.
+    pub(super) fn room(&mut self, id: BudgetId) -> u64 {
+        match self.get(id) {
+            None => u64::MAX,
+            Some(budget) if budget.in_flight == 0 => budget.limit.max(8192),
+            Some(budget) => budget.limit.saturating_sub(budget.in_flight),
+        }
+    }
+
+    pub(super) fn take(&mut self, id: BudgetId, charge: u64) {
+        if let Some(budget) = self.get(id) {
+            budget.in_flight = budget.in_flight.saturating_add(charge);
+        }
+    }
+
+    pub(super) fn give_back(&mut self, id: BudgetId, charge: u64) {
+        if let Some(budget) = self.get(id) {
+            budget.in_flight = budget.in_flight.saturating_sub(charge);
+        }
+    }
+
+    /// Puts a queue pair in the line of those that wait for room.
+    pub(super) fn wait(&mut self, id: BudgetId, qpn: Qpn) {
+        if let Some(budget) = self.get(id) {
+            budget.waiting.push_back(qpn);
+            self.waiting += 1;
+        }
+    }
+
+    /// The next in line, if there is room. Each one that has had its turn lets in another, so that a thousand are not
+    /// woken for the room of one.
+    pub(super) fn next_waiting(&mut self, id: BudgetId) -> Option<Qpn> {
+        if self.waiting == 0 {
+            return None;
+        }
+        let budget = self.get(id)?;
+        if budget.in_flight > 0 && budget.in_flight >= budget.limit {
+            return None;
+        }
+        let next = budget.waiting.pop_front();
+        self.waiting = self.waiting.saturating_sub(usize::from(next.is_some()));
+        next
+    }
+}
+
+impl Budget {
+    fn new(limit: u32) -> Self {
+        Self { limit: u64::from(limit), in_flight: 0, users: 0, waiting: VecDeque::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_halves_once_per_loss_and_grows_by_acknowledgement() {
+        let mut window = CongestionWindow::new(64, 128);
+        window.on_acknowledged(64);
+        assert_eq!(window.size(), 128);
+        window.on_loss(100, 200);
+        window.on_loss(150, 228);
+        assert_eq!(window.size(), 64, "what was sent before the first loss was noticed is the same loss");
+        window.on_loss(200, 264);
+        assert_eq!(window.size(), 32);
+        window.on_acknowledged(31);
+        assert_eq!(window.size(), 32);
+        window.on_acknowledged(1);
+        assert_eq!(window.size(), 33);
+        (1..20).for_each(|n| window.on_loss(1000 * n, 1000 * n + 1));
+        assert_eq!(window.size(), LEAST);
+    }
+
+    #[test]
+    fn a_budget_is_shared_by_those_with_the_same_peer() {
+        let peer: SocketAddr = "10.0.0.1:4791".parse().unwrap();
+        let id = BudgetId::Peer(peer);
+        let mut budgets = Budgets::new(None);
+        assert_eq!(budgets.room(BudgetId::Own), u64::MAX);
+        budgets.join(peer, 20_000);
+        budgets.join(peer, 10_000);
+        budgets.take(id, 9_000);
+        assert_eq!(budgets.room(id), 1_000, "the smaller limit holds");
+        let (one, other) = (Qpn::new(0x100).unwrap(), Qpn::new(0x101).unwrap());
+        budgets.wait(id, one);
+        budgets.wait(id, other);
+        budgets.take(id, 2_000);
+        assert_eq!((budgets.room(id), budgets.next_waiting(id)), (0, None));
+        budgets.give_back(id, 2_000);
+        assert_eq!((budgets.next_waiting(id), budgets.next_waiting(id)), (Some(one), Some(other)));
+        budgets.leave(peer);
+        budgets.leave(peer);
+        assert_eq!(budgets.room(id), u64::MAX);
+    }
+}
