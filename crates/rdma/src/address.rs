@@ -1,5 +1,7 @@
 //! Where the packets of a queue pair go.
 
+use std::net::{IpAddr, SocketAddr};
+
 use crate::{Gid, Lid};
 
 /// The address vector of a reliable connection: what INIT→RTR takes as `ah_attr`.
@@ -17,8 +19,21 @@ pub struct AddressVector {
     pub static_rate: u8,
     /// The GRH. RoCE always has one, InfiniBand only across subnets or when asked.
     pub global: Option<GlobalRoute>,
-    /// What only the device itself can read: for `soft` the peer's UDP ports and receive buffer.
-    pub device_part: Vec<u8>,
+    /// What a device needs whose packets go through a UDP socket (`soft`). Others take no notice of it.
+    pub udp: Option<UdpRoute>,
+}
+
+/// Where packets go that go through a UDP socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UdpRoute {
+    /// The own address that they come from.
+    pub source: IpAddr,
+    /// The peer's address, with the port that it receives on; a link-local one with its interface.
+    pub destination: SocketAddr,
+    /// The UDP port that the peer's packets come from, where it is one port for all.
+    pub expected_source_port: Option<u16>,
+    /// Bytes that the peer's receive buffer holds, where it told: it is a `soft` device then.
+    pub receive_buffer: Option<u32>,
 }
 
 /// The global routing header's fields.

@@ -34,7 +34,7 @@ mod window;
 mod work;
 
 pub use access::Access;
-pub use address::{AddressVector, GlobalRoute};
+pub use address::{AddressVector, GlobalRoute, UdpRoute};
 pub use attr::{AttrMask, QpAttr};
 pub use choice::{DeviceWish, choose, choose_scoped};
 pub use completion::{Completion, CompletionKind, WcStatus};
