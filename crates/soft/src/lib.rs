@@ -2,8 +2,38 @@
 //!
 //! [`engine`] is the transport itself, without socket, clock or thread: packets and instants go in, packets,
 //! completions and deadlines come out. The rest of the crate gives it a socket, and makes the device of
-//! `secure-rdma-rdma` of it.
+//! `secure-rdma-rdma` of it: [`SoftDevices`] lists and opens the one of this process, [`SoftDevice::open`] opens another.
 
 #![deny(unsafe_code)]
 
+mod capture;
+mod core;
+mod device;
+mod devices;
 pub mod engine;
+mod establish;
+mod gone;
+mod holder;
+mod interfaces;
+mod limits;
+mod options;
+mod poller;
+mod ports;
+mod queue_pair;
+mod receive;
+mod receive_queue;
+mod region;
+mod route;
+mod service;
+mod socket;
+mod traffic;
+mod transmit;
+
+pub use device::SoftDevice;
+pub use devices::SoftDevices;
+pub use options::SoftOptions;
+pub use poller::Poller;
+pub use traffic::{SocketCounters, SoftCounters};
+
+/// The name of the embedded device of a process.
+pub const NAME: &str = "soft";

@@ -1,0 +1,86 @@
+//! Taking the sockets over from the service thread.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::core::{Owner, try_lock};
+
+/// While it lives its holder, and not the service thread, receives, handles timeouts and calls handlers: a thread that
+/// waits for an answer need not be woken by another. One that looks again and again sees a packet within a microsecond,
+/// and uses a whole processor for that.
+///
+/// Handlers are called on the thread that polls. A holder that does not look for 10 ms is stood in for by the service
+/// thread, 100 times a second; but each look lies with the holder, so drop the poller when the waiting is over. Many
+/// may exist; one thread at a time is at work, and the others' calls do nothing then.
+///
+/// ```no_run
+/// # fn done() -> bool { true }
+/// let device = secure_rdma_soft::SoftDevices::open_soft()?;
+/// let poller = device.poller();
+/// while !done() {
+///     poller.poll(); // or, without using a processor: poller.wait(None)
+/// }
+/// # Ok::<(), secure_rdma_rdma::Error>(())
+/// ```
+pub struct Poller {
+    owner: Arc<Owner>,
+}
+
+impl Poller {
+    pub(crate) fn new(owner: Arc<Owner>) -> Self {
+        owner.pollers.fetch_add(1, Ordering::AcqRel);
+        // The service thread may be waiting for packets: from now on it waits for us.
+        owner.wake_service();
+        Self { owner }
+    }
+
+    /// Handles what is there, and tells whether there was anything. Never blocks. Does nothing, and tells false, inside
+    /// a handler's call, and while another thread is at work.
+    pub fn poll(&self) -> bool {
+        self.owner.polls.fetch_add(1, Ordering::Relaxed);
+        try_lock(&self.owner.intake).is_some_and(|mut intake| self.owner.round(&mut intake))
+    }
+
+    /// Waits until there is something to handle, handles it, and tells true; false when `timeout` has passed without
+    /// (`None`: no limit). It may return early, after something that concerned no handler. Inside a handler's call it
+    /// returns at once.
+    pub fn wait(&self, timeout: Option<Duration>) -> bool {
+        if self.owner.is_serving() {
+            return false;
+        }
+        let end = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let Some(mut intake) = try_lock(&self.owner.intake) else { return false };
+        loop {
+            self.owner.polls.fetch_add(1, Ordering::Relaxed);
+            if self.owner.round(&mut intake) {
+                return true;
+            }
+            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) || self.owner.is_gone() {
+                return false;
+            }
+            if let Some(pause) = self.owner.fall_asleep() {
+                let pause = match (pause, left) {
+                    (Some(pause), Some(left)) => Some(pause.min(left)),
+                    (pause, left) => pause.or(left),
+                };
+                self.owner.wait(pause, true, false);
+            }
+        }
+    }
+}
+
+impl Drop for Poller {
+    fn drop(&mut self) {
+        self.owner.pollers.fetch_sub(1, Ordering::AcqRel);
+        self.owner.wake_service();
+    }
+}
+
+impl fmt::Debug for Poller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Poller").field("device", &self.owner.name).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,207 @@
+//! Sending: what the engine has, in its order, from whichever thread made it.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use secure_rdma_roce::{Endpoints, IcrcContext};
+
+use crate::capture::{Direction, Headers};
+use crate::core::{Core, try_lock};
+use crate::engine::Transmit;
+use crate::socket::Message;
+use crate::traffic::add;
+
+/// Batches in a row from one call, before the caller has its thread back and the service thread goes on.
+const TURN: usize = 16;
+
+/// Segments that every kernel since Linux 4.18 takes in one call; newer ones take 128.
+const MOST_SEGMENTS: usize = 64;
+
+/// Destinations to remember as taking no batches; beyond, all are forgotten and found out again.
+const MOST_PLAIN: usize = 4096;
+
+/// What the sending thread works with.
+#[derive(Debug, Default)]
+pub(crate) struct Outgoing {
+    buffer: Vec<u8>,
+    /// A batch in the buffer that the socket did not take, from this byte on.
+    unsent: Option<(Transmit, usize)>,
+    /// Destinations for which the kernel refused to cut a batch: an interface without checksum offload, say.
+    plain: HashSet<IpAddr>,
+}
+
+/// How sending ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// There is nothing more to send.
+    Empty,
+    /// The socket takes no more for now.
+    Blocked,
+    /// There may be more.
+    Turn,
+}
+
+impl Core {
+    /// Sends what there is to send. Never blocks: if another thread is sending it takes that over, and if a socket takes
+    /// no more the service thread waits for it.
+    pub(crate) fn flush(&self) {
+        self.wanted.store(true, Ordering::SeqCst);
+        // Whoever finds the lock taken has set `wanted` before, and its holder looks at that after letting go.
+        while self.wanted.load(Ordering::SeqCst) && !self.is_blocked() {
+            let Some(mut outgoing) = try_lock(&self.outgoing) else { return };
+            self.wanted.store(false, Ordering::SeqCst);
+            let ended = self.drain(&mut outgoing);
+            drop(outgoing);
+            match ended {
+                Ended::Empty => {}
+                Ended::Turn => {
+                    self.wanted.store(true, Ordering::SeqCst);
+                    if !self.is_serving() {
+                        self.wake();
+                    }
+                    return;
+                }
+                Ended::Blocked => {
+                    self.blocked.store(true, Ordering::SeqCst);
+                    self.wanted.store(true, Ordering::SeqCst);
+                    add(&self.traffic.send_waits, 1);
+                    if !self.is_serving() {
+                        self.wake();
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The socket takes more again.
+    pub(crate) fn unblock(&self) {
+        self.blocked.store(false, Ordering::SeqCst);
+    }
+
+    fn drain(&self, outgoing: &mut Outgoing) -> Ended {
+        for _ in 0..TURN {
+            let (transmit, from) = match outgoing.unsent.take() {
+                Some(unsent) => unsent,
+                None => {
+                    outgoing.buffer.clear();
+                    let mut state = self.state();
+                    let transmit =
+                        state.engine.poll_transmit(Instant::now(), MOST_SEGMENTS, &mut outgoing.buffer);
+                    let wake = self.note_timeout(&mut state);
+                    drop(state);
+                    self.settle_graves();
+                    if wake && !self.is_serving() {
+                        self.wake();
+                    }
+                    match transmit {
+                        Some(transmit) => {
+                            self.capture_sent(&transmit, &outgoing.buffer);
+                            (transmit, 0)
+                        }
+                        None => return Ended::Empty,
+                    }
+                }
+            };
+            if let Some(from) = self.send(outgoing, &transmit, from) {
+                outgoing.unsent = Some((transmit, from));
+                return Ended::Blocked;
+            }
+        }
+        Ended::Turn
+    }
+
+    /// Sends a batch from byte `from` on. `Some` says from where on the socket did not take it.
+    fn send(&self, outgoing: &mut Outgoing, transmit: &Transmit, from: usize) -> Option<usize> {
+        let segments = transmit.length.div_ceil(transmit.segment_size.max(1));
+        let whole = from == 0
+            && (segments == 1
+                || (self.segmentation
+                    && (outgoing.plain.is_empty() || !outgoing.plain.contains(&transmit.destination.ip()))));
+        if !whole {
+            return self.send_singly(outgoing, transmit, from);
+        }
+        let segment_size = if segments > 1 { u16::try_from(transmit.segment_size).ok() } else { None };
+        match self.send_bytes(transmit, segment_size, &outgoing.buffer) {
+            Ok(()) => {
+                add(&self.traffic.send_calls, 1);
+                add(&self.traffic.sent_packets, segments);
+                None
+            }
+            Err(Errno::EAGAIN) => Some(0),
+            // EINVAL: the kernel knows no batches, or none of this segment size; EIO: the interface has no checksum
+            // offload; EMSGSIZE: a segment does not fit the interface, which sending it alone will tell.
+            Err(Errno::EINVAL | Errno::EIO | Errno::EMSGSIZE | Errno::ENOPROTOOPT) if segments > 1 => {
+                add(&self.traffic.refused_batches, 1);
+                if outgoing.plain.len() >= MOST_PLAIN {
+                    outgoing.plain.clear();
+                }
+                outgoing.plain.insert(transmit.destination.ip());
+                self.send_singly(outgoing, transmit, 0)
+            }
+            Err(_) => {
+                // No route, no buffer, a firewall: as good as lost on the way, and repeated like that.
+                add(&self.traffic.unsent_packets, segments);
+                None
+            }
+        }
+    }
+
+    /// Sends the packets of a batch one by one. Each has IPv4 ID 0 then, so that its ICRC is made anew.
+    fn send_singly(&self, outgoing: &mut Outgoing, transmit: &Transmit, mut from: usize) -> Option<usize> {
+        let icrc = match (transmit.source, transmit.destination) {
+            (IpAddr::V4(source), SocketAddr::V4(destination)) => {
+                let endpoints = Endpoints::V4 { source, destination: *destination.ip() };
+                Some(IcrcContext::new(endpoints, transmit.source_port, destination.port()))
+            }
+            // Nothing in an IPv6 header counts up.
+            _ => None,
+        };
+        while from < transmit.length {
+            let end = (from + transmit.segment_size.max(1)).min(transmit.length);
+            let segment = outgoing.buffer.get_mut(from..end)?;
+            if from > 0
+                && let Some(icrc) = &icrc
+            {
+                icrc.finish(0, segment);
+            }
+            match self.send_bytes(transmit, None, segment) {
+                Ok(()) => {
+                    add(&self.traffic.send_calls, 1);
+                    add(&self.traffic.sent_packets, 1);
+                }
+                Err(Errno::EAGAIN) => return Some(from),
+                Err(_) => add(&self.traffic.unsent_packets, 1),
+            }
+            from = end;
+        }
+        None
+    }
+
+    fn send_bytes(&self, transmit: &Transmit, segment_size: Option<u16>, bytes: &[u8]) -> Result<(), Errno> {
+        let Some(family) = self.ports.of(transmit.source) else { return Err(Errno::EAFNOSUPPORT) };
+        family.send.send(&Message {
+            source: transmit.source,
+            destination: transmit.destination,
+            traffic_class: transmit.traffic_class,
+            hop_limit: transmit.hop_limit,
+            segment_size,
+            bytes,
+        })
+    }
+
+    fn capture_sent(&self, transmit: &Transmit, bytes: &[u8]) {
+        let Some(capture) = self.capture.get() else { return };
+        let headers = Headers {
+            direction: Direction::Out,
+            source: SocketAddr::new(transmit.source, transmit.source_port),
+            destination: transmit.destination,
+            traffic_class: transmit.traffic_class,
+            hop_limit: transmit.hop_limit,
+        };
+        capture.write(&headers, 0, transmit.segment_size, bytes);
+    }
+}
