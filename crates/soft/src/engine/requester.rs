@@ -125,7 +125,7 @@ impl Requester {
         matches!(state, QpState::Rts | QpState::Sqd)
             && self.clock.rnr_until.is_none()
             && self.in_flight() < u64::from(self.window.size())
-            && if work.is_local() { work.done } else { self.may_begin(work, state) }
+            && if work.is_local() { work.done } else { self.may_begin(work, state) || self.fails(work) }
     }
 
     pub(super) fn in_flight(&self) -> u64 {
@@ -145,6 +145,11 @@ impl Requester {
         let fenced = work.request.flags.contains(SendFlags::FENCE) && !self.reads.is_empty();
         let depth = self.reads.len() < usize::from(self.limits.max_rd_atomic);
         !(begins && (fenced || state == QpState::Sqd)) && (depth || !work.is_answered())
+    }
+
+    /// Whether its turn would bring nothing but a failure, not known yet.
+    fn fails(&self, work: &Work) -> bool {
+        work.failed.is_none() && self.impossible(work).is_some()
     }
 
     /// Why a READ or an atomic cannot be sent at all.
@@ -318,7 +323,10 @@ impl QueuePair {
                 break;
             }
             if part.charge.0 > room.0 || part.charge.1 > room.1 {
-                short_of = Some(if part.charge.0 > room.0 { peer } else { BudgetId::Own });
+                short_of = Some(match part.charge {
+                    (charge, _) if charge > room.0 => (peer, charge),
+                    (_, charge) => (BudgetId::Own, charge),
+                });
                 break;
             }
             room = (room.0 - part.charge.0, room.1 - part.charge.1);
@@ -349,11 +357,11 @@ impl QueuePair {
         }
         shared.budgets.take(peer, requester.charged.0 - charged.0);
         shared.budgets.take(BudgetId::Own, requester.charged.1 - charged.1);
-        if let Some(id) = short_of
+        if let Some((id, charge)) = short_of
             && batch.is_empty()
         {
             self.standing.waiting = true;
-            shared.budgets.wait(id, self.qpn);
+            shared.budgets.wait(id, self.qpn, charge);
         }
     }
 

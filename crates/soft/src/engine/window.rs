@@ -74,7 +74,8 @@ struct Budget {
     limit: u64,
     in_flight: u64,
     users: u32,
-    waiting: VecDeque<Qpn>,
+    /// Who waits, and for how much.
+    waiting: VecDeque<(Qpn, u64)>,
 }
 
 /// Names a budget.
@@ -145,27 +146,29 @@ impl Budgets {
         }
     }
 
-    /// Puts a queue pair in the line of those that wait for room.
-    pub(super) fn wait(&mut self, id: BudgetId, qpn: Qpn) {
+    /// Puts a queue pair in the line of those that wait for room for `charge`.
+    pub(super) fn wait(&mut self, id: BudgetId, qpn: Qpn, charge: u64) {
         if let Some(budget) = self.get(id) {
-            budget.waiting.push_back(qpn);
+            budget.waiting.push_back((qpn, charge));
             self.waiting += 1;
         }
     }
 
-    /// The next in line, if there is room. Each one that has had its turn lets in another, so that a thousand are not
+    /// The next in line, if there is room for it. Each one that has had its turn lets in another, so that a thousand are not
     /// woken for the room of one.
     pub(super) fn next_waiting(&mut self, id: BudgetId) -> Option<Qpn> {
         if self.waiting == 0 {
             return None;
         }
+        let room = self.room(id);
         let budget = self.get(id)?;
-        if budget.in_flight > 0 && budget.in_flight >= budget.limit {
+        let (_, charge) = budget.waiting.front()?;
+        if *charge > room && budget.in_flight > 0 {
             return None;
         }
-        let next = budget.waiting.pop_front();
-        self.waiting = self.waiting.saturating_sub(usize::from(next.is_some()));
-        next
+        let (next, _) = budget.waiting.pop_front()?;
+        self.waiting = self.waiting.saturating_sub(1);
+        Some(next)
     }
 }
 
@@ -208,11 +211,12 @@ mod tests {
         budgets.take(id, 9_000);
         assert_eq!(budgets.room(id), 1_000, "the smaller limit holds");
         let (one, other) = (Qpn::new(0x100).unwrap(), Qpn::new(0x101).unwrap());
-        budgets.wait(id, one);
-        budgets.wait(id, other);
+        budgets.wait(id, one, 1_500);
+        budgets.wait(id, other, 1_500);
+        assert_eq!(budgets.next_waiting(id), None, "there is some room, but not enough");
         budgets.take(id, 2_000);
         assert_eq!((budgets.room(id), budgets.next_waiting(id)), (0, None));
-        budgets.give_back(id, 2_000);
+        budgets.give_back(id, 3_000);
         assert_eq!((budgets.next_waiting(id), budgets.next_waiting(id)), (Some(one), Some(other)));
         budgets.leave(peer);
         budgets.leave(peer);

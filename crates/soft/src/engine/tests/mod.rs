@@ -1,5 +1,7 @@
 //! Pairs of engines, in memory and in virtual time.
+#![allow(clippy::cast_possible_truncation, reason = "a test's own numbers")]
 
 mod errors;
+mod loss;
 mod pair;
 mod transfer;

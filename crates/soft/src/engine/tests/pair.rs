@@ -9,7 +9,7 @@ use secure_rdma_rdma::{
     Access, AddressVector, Completion, Entropy, Memory, PathMtu, Psn, QpAttr, QpState, Qpn, ReceiveRequest,
     Region, Registration, RemoteSlice, Result, SendFlags, SendOperation, SendRequest, Slice, WorkId,
 };
-use secure_rdma_roce::{Opcode, Packet};
+use secure_rdma_roce::{Bth, Endpoints, Extension, Headers, IcrcContext, Opcode, Packet, PacketPsn};
 
 use crate::engine::{Arrival, Config, Engine, Path, QueuePairCaps, Retired};
 
@@ -75,7 +75,6 @@ impl Side {
     }
 
     /// Completions so far, as numbers and statuses.
-    #[allow(dead_code, reason = "the tests of loss come next")]
     pub(super) fn statuses(&self) -> Vec<(u64, u32)> {
         self.completions.iter().map(|completion| (completion.id.0, completion.status.0)).collect()
     }
@@ -83,30 +82,35 @@ impl Side {
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code, reason = "the tests of loss come next")]
 pub(super) enum Fate {
     Pass,
     Drop,
+    Twice,
+    /// Later than what is sent meanwhile.
+    Late(Duration),
+    /// With one bit flipped.
+    Flip(usize),
 }
 
 /// A packet that was sent.
-#[allow(dead_code, reason = "the tests of loss come next")]
 pub(super) struct Sent {
     pub(super) from: usize,
     pub(super) at: Instant,
     pub(super) opcode: Opcode,
     pub(super) psn: u32,
-    pub(super) bytes: Vec<u8>,
 }
 
 type Filter = Box<dyn FnMut(&Sent) -> Fate>;
+
+type OnTheWire = (usize, Arrival, Vec<u8>);
 
 pub(super) struct Pair {
     pub(super) sides: [Side; 2],
     pub(super) now: Instant,
     pub(super) log: Vec<Sent>,
     pub(super) filter: Filter,
-    wire: VecDeque<(usize, Arrival, Vec<u8>)>,
+    wire: VecDeque<OnTheWire>,
+    late: Vec<(Instant, OnTheWire)>,
     /// GSO batches as the number of their segments.
     pub(super) batches: Vec<usize>,
 }
@@ -172,6 +176,7 @@ impl Pair {
             log: Vec::new(),
             filter: Box::new(|_| Fate::Pass),
             wire: VecDeque::new(),
+            late: Vec::new(),
             batches: Vec::new(),
         };
         for index in 0..2 {
@@ -180,7 +185,7 @@ impl Pair {
         pair
     }
 
-    fn bring_up(&mut self, index: usize, options: &Options) {
+    pub(super) fn bring_up(&mut self, index: usize, options: &Options) {
         let (peer, peer_address) = (self.sides[1 - index].qpn, self.sides[1 - index].address);
         let side = &mut self.sides[index];
         let init = QpAttr {
@@ -249,7 +254,8 @@ impl Pair {
 
     /// Sends and delivers until nothing is left to send now.
     pub(super) fn exchange(&mut self) {
-        loop {
+        for turn in 0.. {
+            assert!(turn < 100_000, "the two go on for ever");
             let mut idle = true;
             for index in 0..2 {
                 idle &= !self.transmit(index);
@@ -280,14 +286,11 @@ impl Pair {
             self.batches.push(segments.len());
             for (segment, bytes) in segments.iter().enumerate() {
                 let packet = Packet::new_checked(bytes).unwrap();
-                let sent = Sent {
-                    from: index,
-                    at: self.now,
-                    opcode: packet.opcode(),
-                    psn: packet.psn().expose(),
-                    bytes: bytes.to_vec(),
-                };
-                if (self.filter)(&sent) == Fate::Pass {
+                let sent =
+                    Sent { from: index, at: self.now, opcode: packet.opcode(), psn: packet.psn().expose() };
+                let fate = (self.filter)(&sent);
+                self.log.push(sent);
+                if fate != Fate::Drop {
                     let arrival = Arrival {
                         source: SocketAddr::new(transmit.source, transmit.source_port),
                         destination: transmit.destination.ip(),
@@ -295,15 +298,27 @@ impl Pair {
                         ecn: transmit.traffic_class & 3,
                         segment: u16::try_from(segment).unwrap(),
                     };
-                    self.wire.push_back((1 - index, arrival, bytes.to_vec()));
+                    let mut bytes = bytes.to_vec();
+                    if let Fate::Flip(bit) = fate {
+                        let bit = bit % (bytes.len() * 8);
+                        bytes[bit / 8] ^= 1 << (bit % 8);
+                    }
+                    let packet = (1 - index, arrival, bytes);
+                    if let Fate::Late(by) = fate {
+                        self.late.push((self.now + by, packet));
+                        continue;
+                    }
+                    if fate == Fate::Twice {
+                        self.wire.push_back(packet.clone());
+                    }
+                    self.wire.push_back(packet);
                 }
-                self.log.push(sent);
             }
         }
         any
     }
 
-    fn collect(&mut self) {
+    pub(super) fn collect(&mut self) {
         for side in &mut self.sides {
             while let Some(qpn) = side.engine.poll_completions(&mut side.completions) {
                 assert_eq!(qpn, side.qpn);
@@ -314,9 +329,18 @@ impl Pair {
 
     /// Lets time pass to the next deadline of either engine, at most `limit` away. Tells whether there was one.
     pub(super) fn wait(&mut self, limit: Duration) -> bool {
-        let next = self.sides.iter().filter_map(|side| side.engine.poll_timeout()).min();
+        let late = self.late.iter().map(|(at, _)| *at);
+        let next = self.sides.iter().filter_map(|side| side.engine.poll_timeout()).chain(late).min();
         let Some(next) = next.filter(|next| *next <= self.now + limit) else { return false };
         self.now = self.now.max(next);
+        let mut index = 0;
+        while let Some((at, _)) = self.late.get(index) {
+            if *at <= self.now {
+                self.wire.push_back(self.late.remove(index).1);
+            } else {
+                index += 1;
+            }
+        }
         for side in &mut self.sides {
             side.engine.handle_timeout(self.now);
         }
@@ -332,6 +356,76 @@ impl Pair {
             }
         }
         panic!("it does not come to rest");
+    }
+
+    /// How packets from the peer come to a side.
+    pub(super) fn arrival(&self, to: usize) -> Arrival {
+        Arrival {
+            source: SocketAddr::new(self.sides[1 - to].address.ip(), 0xC000 + u16::try_from(1 - to).unwrap()),
+            destination: self.sides[to].address.ip(),
+            destination_port: self.sides[to].address.port(),
+            ecn: 2,
+            segment: 0,
+        }
+    }
+
+    /// A packet as the peer would send it.
+    pub(super) fn packet(&self, to: usize, bth: Bth, extension: Extension, payload: &[u8]) -> Vec<u8> {
+        let headers = Headers::new(bth, extension, payload.len());
+        let mut bytes = Vec::new();
+        headers.append_to(&mut bytes);
+        bytes.extend_from_slice(payload);
+        bytes.resize(headers.packet_length(payload.len()), 0);
+        self.seal(to, &mut bytes);
+        bytes
+    }
+
+    /// Puts a right ICRC to a packet.
+    pub(super) fn seal(&self, to: usize, bytes: &mut [u8]) {
+        let arrival = self.arrival(to);
+        let endpoints = match (arrival.source.ip(), arrival.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => Endpoints::V4 { source, destination },
+            (IpAddr::V6(source), IpAddr::V6(destination)) => Endpoints::V6 { source, destination },
+            _ => panic!("one family"),
+        };
+        let context = IcrcContext::new(endpoints, arrival.source.port(), arrival.destination_port);
+        context.finish(0, bytes).unwrap();
+    }
+
+    /// Has a side receive a packet that the peer has not sent.
+    pub(super) fn forge(
+        &mut self,
+        to: usize,
+        opcode: Opcode,
+        psn: u32,
+        extension: Extension,
+        payload: &[u8],
+    ) {
+        let bth =
+            Bth { ack_request: true, ..Bth::new(opcode, self.sides[to].qpn.get(), PacketPsn::new(psn)) };
+        let bytes = self.packet(to, bth, extension, payload);
+        let arrival = self.arrival(to);
+        self.sides[to].engine.handle_packet(self.now, &arrival, &bytes);
+        self.collect();
+    }
+
+    /// What a side wants to send now, without sending it.
+    pub(super) fn take(&mut self, index: usize) -> Vec<Headers> {
+        let mut buffer = Vec::new();
+        let mut taken = Vec::new();
+        while let Some(transmit) = self.sides[index].engine.poll_transmit(self.now, 64, &mut buffer) {
+            taken.extend(
+                buffer
+                    .chunks(transmit.segment_size)
+                    .map(|b| Headers::parse(&Packet::new_checked(b).unwrap())),
+            );
+            buffer.clear();
+        }
+        taken
+    }
+
+    pub(super) fn state(&self, index: usize) -> QpState {
+        self.sides[index].engine.state(self.sides[index].qpn).unwrap()
     }
 
     pub(super) fn opcodes(&self, from: usize) -> Vec<Opcode> {
