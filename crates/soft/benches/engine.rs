@@ -155,14 +155,14 @@ fn run(
     let start = processor_time();
     let mut room = vec![in_flight; queue_pairs];
     while done < messages {
-        for index in 0..queue_pairs {
-            let free = room[index].min(messages - posted);
+        for (index, room) in room.iter_mut().enumerate() {
+            let free = (*room).min(messages - posted);
             if free > 0 {
                 let at = Instant::now();
                 a.engine.post_send(at, a.qpns[index], &list[..free]).unwrap();
                 times.post += at.elapsed();
                 posted += free;
-                room[index] -= free;
+                *room -= free;
             }
         }
         // Once each way, so that acknowledgements are put together as they are over a socket.

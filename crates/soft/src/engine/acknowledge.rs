@@ -64,6 +64,11 @@ impl Answers {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> usize {
+        self.queue.capacity() * size_of::<Answer>()
+    }
+
     pub(super) fn clear(&mut self) {
         self.queue.clear();
     }

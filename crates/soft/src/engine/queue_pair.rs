@@ -24,6 +24,9 @@ use super::states::{not_postable, takes_receives};
 use super::timers::Timers;
 use super::window::{BudgetId, Budgets};
 
+/// How many entries of an empty queue an idle queue pair keeps room for.
+const KEPT: usize = 64;
+
 /// What the queue pairs of an engine share.
 pub(super) struct Shared {
     pub(super) config: Config,
@@ -56,6 +59,8 @@ pub(super) struct QueuePair {
     sends_unpolled: u32,
     receives_unpolled: u32,
     pub(super) standing: Standing,
+    /// Whether its next turn is that of requests.
+    requests_first: bool,
     /// The earliest entry among the timers.
     scheduled: Option<Instant>,
 }
@@ -76,6 +81,7 @@ impl QueuePair {
             sends_unpolled: 0,
             receives_unpolled: 0,
             standing: Standing::default(),
+            requests_first: false,
             scheduled: None,
         }
     }
@@ -139,6 +145,9 @@ impl QueuePair {
     pub(super) fn poll_completions(&mut self, into: &mut Vec<Completion>) -> bool {
         let any = !self.completions.is_empty();
         into.extend(self.completions.drain(..));
+        if self.completions.capacity() > KEPT {
+            self.completions = VecDeque::new();
+        }
         (self.sends_unpolled, self.receives_unpolled) = (0, 0);
         any
     }
@@ -210,11 +219,16 @@ impl QueuePair {
     ) -> Option<Transmit> {
         self.send_notice(shared, &mut batch);
         let notice = !batch.is_empty();
-        if !notice {
+        let sends = !notice && matches!(self.state, QpState::Rts | QpState::Sqd);
+        // READ responses and requests take turns, so that a peer who reads without end does not hold up our requests.
+        self.requests_first = !self.requests_first && self.responder.answers_reads();
+        if sends && self.requests_first {
+            self.send_requests(shared, now, &mut batch);
+        }
+        if batch.is_empty() {
             self.send_answers(shared, &mut batch);
         }
-        let answers = !batch.is_empty();
-        if !answers && matches!(self.state, QpState::Rts | QpState::Sqd) {
+        if sends && batch.is_empty() {
             self.send_requests(shared, now, &mut batch);
         }
         self.settle(shared, now);
@@ -229,7 +243,18 @@ impl QueuePair {
             self.scheduled = None;
         }
         self.requester_timeout(shared, now);
+        self.requester.rest(KEPT);
         self.settle(shared, now);
+    }
+
+    /// Bytes that it takes, without what is in use.
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> usize {
+        size_of::<Self>()
+            + self.completions.capacity() * size_of::<Completion>()
+            + self.receives.capacity() * size_of::<PostedReceive>()
+            + self.requester.memory()
+            + self.responder.memory()
     }
 
     /// Refuses posts where the state takes none.

@@ -254,6 +254,18 @@ impl Requester {
         now.saturating_duration_since(progress) >= span
     }
 
+    /// Gives memory back while there is nothing to do.
+    pub(super) fn rest(&mut self, kept: usize) {
+        if self.works.is_empty() && self.works.capacity() > kept / 4 {
+            self.works = VecDeque::new();
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> usize {
+        self.works.capacity() * size_of::<Work>() + self.reads.capacity() * size_of::<(u64, u64)>()
+    }
+
     pub(super) fn stop_timers(&mut self) {
         self.clock.deadline = None;
         self.clock.rnr_until = None;

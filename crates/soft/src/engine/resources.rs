@@ -56,6 +56,11 @@ impl Resources {
         self.depth = usize::from(depth);
     }
 
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> usize {
+        self.entries.capacity() * size_of::<Resource>()
+    }
+
     /// Whether any request of the kind is taken at all.
     pub(super) fn is_none(&self) -> bool {
         self.depth == 0

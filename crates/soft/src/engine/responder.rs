@@ -116,6 +116,11 @@ impl Responder {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> usize {
+        self.answers.memory() + self.resources.memory()
+    }
+
     /// Whether a short answer waits to be sent.
     pub(super) fn answers_soon(&self) -> bool {
         !self.answers.is_empty() && !self.answers.begins_with_resource()

@@ -1,7 +1,10 @@
 //! Pairs of engines, in memory and in virtual time.
 #![allow(clippy::cast_possible_truncation, reason = "a test's own numbers")]
 
+mod admission;
 mod errors;
+mod limits;
 mod loss;
 mod pair;
 mod transfer;
+mod windows;
