@@ -153,7 +153,12 @@ fn many_queue_pairs_receive_from_one_queue() {
             assert_eq!(read_back(&theirs, received.id.0 as usize * 64, 1), [number as u8]);
         }
     }
-    assert!(receiver.counters().engine.dropped() == 0 && sender.counters().engine.dropped() == 0);
+    for device in [&receiver, &sender] {
+        // On a busy machine an acknowledgement may come after its request was sent again.
+        let counters = device.counters().engine;
+        assert_eq!(counters.dropped(), counters.dropped_response_psn);
+        assert!(counters.dropped_response_psn == 0 || counters.timeouts > 0);
+    }
 }
 
 #[test]
