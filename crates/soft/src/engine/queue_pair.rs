@@ -59,8 +59,10 @@ pub(super) struct QueuePair {
     sends_unpolled: u32,
     receives_unpolled: u32,
     pub(super) standing: Standing,
-    /// Whether its next turn is that of requests.
+    /// Whether the last batch began with requests.
     requests_first: bool,
+    /// Whether an answer had no room in the last batch.
+    answers_late: bool,
     /// The earliest entry among the timers.
     scheduled: Option<Instant>,
 }
@@ -82,6 +84,7 @@ impl QueuePair {
             receives_unpolled: 0,
             standing: Standing::default(),
             requests_first: false,
+            answers_late: false,
             scheduled: None,
         }
     }
@@ -221,14 +224,19 @@ impl QueuePair {
         let notice = !batch.is_empty();
         let sends = !notice && matches!(self.state, QpState::Rts | QpState::Sqd);
         // READ responses and requests take turns, so that a peer who reads without end does not hold up our requests.
-        self.requests_first = !self.requests_first && self.responder.answers_reads();
+        // Acknowledgements come after requests: what was posted may answer what is acknowledged, and where there is room
+        // in one batch for both the peer wakes once. For want of room they go first the next time.
+        let reads = self.responder.answers_reads();
+        self.requests_first = if reads { !self.requests_first } else { !self.answers_late };
         if sends && self.requests_first {
             self.send_requests(shared, now, &mut batch);
         }
-        if batch.is_empty() {
+        let requests = !notice && !batch.is_empty();
+        if !(notice || (requests && reads)) {
             self.send_answers(shared, &mut batch);
         }
-        if sends && batch.is_empty() {
+        self.answers_late = requests && !reads && self.responder.answers_soon();
+        if sends && !self.requests_first && batch.is_empty() {
             self.send_requests(shared, now, &mut batch);
         }
         self.settle(shared, now);
