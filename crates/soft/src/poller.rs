@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::core::{Owner, try_lock};
+use crate::receive::Sockets;
 
 /// While it lives its holder, and not the service thread, receives, handles timeouts and calls handlers: a thread that
 /// waits for an answer need not be woken by another. One that looks again and again sees a packet within a microsecond,
@@ -39,8 +40,10 @@ impl Poller {
     /// Handles what is there, and tells whether there was anything. Never blocks. Does nothing, and tells false, inside
     /// a handler's call, and while another thread is at work.
     pub fn poll(&self) -> bool {
-        self.owner.polls.fetch_add(1, Ordering::Relaxed);
-        try_lock(&self.owner.intake).is_some_and(|mut intake| self.owner.round(&mut intake))
+        let looks = self.owner.polls.fetch_add(1, Ordering::Relaxed);
+        let Some(mut intake) = try_lock(&self.owner.intake) else { return false };
+        let look = intake.glance(looks);
+        self.owner.round(&mut intake, look, true).busy
     }
 
     /// Waits until there is something to handle, handles it, and tells true; false when `timeout` has passed without
@@ -52,11 +55,14 @@ impl Poller {
         }
         let end = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let Some(mut intake) = try_lock(&self.owner.intake) else { return false };
+        // Waiting tells where to look.
+        let mut look = Sockets::default();
         loop {
             self.owner.polls.fetch_add(1, Ordering::Relaxed);
-            if self.owner.round(&mut intake) {
+            if self.owner.round(&mut intake, look, true).busy {
                 return true;
             }
+            look = Sockets::default();
             let left = end.map(|end| end.saturating_duration_since(Instant::now()));
             if left == Some(Duration::ZERO) || self.owner.is_gone() {
                 return false;
@@ -66,7 +72,7 @@ impl Poller {
                     (Some(pause), Some(left)) => Some(pause.min(left)),
                     (pause, left) => pause.or(left),
                 };
-                self.owner.wait(pause, true, false);
+                look = self.owner.wait(pause, true, false);
             }
         }
     }

@@ -10,7 +10,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 use std::time::Instant;
 
-use nix::errno::Errno;
 use secure_rdma_rdma::{AsyncEvent, Completion, QueuePairHandler};
 
 use crate::capture::{Direction, Headers};
@@ -30,9 +29,41 @@ pub(crate) struct Intake {
     receiver: Receiver,
     /// Datagrams to ask for in one call; few where they are batches of 64 KiB.
     most: usize,
+    /// The socket on which something came last.
+    latest: usize,
     completions: Vec<Completion>,
     calls: Vec<Call>,
     retired: Retired,
+}
+
+/// A set of the sockets that receive, by their places in [`crate::ports::Ports::iter`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sockets(u8);
+
+impl Sockets {
+    /// All there can be.
+    pub(crate) const ALL: Self = Self(0b11);
+
+    pub(crate) fn insert(&mut self, socket: usize) {
+        self.0 |= 1 << socket;
+    }
+
+    pub(crate) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    fn contains(self, socket: usize) -> bool {
+        self.0 & 1 << socket != 0
+    }
+}
+
+/// What a round has found.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Round {
+    /// Whether there was anything to do.
+    pub(crate) busy: bool,
+    /// Sockets that may hold more. Of the others, waiting tells.
+    pub(crate) more: Sockets,
 }
 
 /// One call of a handler.
@@ -48,47 +79,58 @@ enum News {
 }
 
 impl Core {
-    /// Receives and handles what is there, does what is due, tells handlers, and sends. Never blocks. Tells whether
-    /// there was anything to do; then there may be more. Inside a handler's call it does nothing.
-    pub(crate) fn round(&self, intake: &mut Intake) -> bool {
-        let Some(_serving) = self.serve() else { return false };
+    /// Receives and handles what has come to the sockets of `look`, does what is due, tells handlers, and sends. Never
+    /// blocks. Inside a handler's call it does nothing.
+    ///
+    /// A `poller` whose handlers were told something is about to post: the acknowledgements wait for that, or for the next
+    /// round, since one call then sends both.
+    pub(crate) fn round(&self, intake: &mut Intake, look: Sockets, poller: bool) -> Round {
+        let mut round = Round::default();
+        let Some(_serving) = self.serve() else { return round };
         let mut state = None;
-        let mut busy = false;
-        for family in self.ports.iter() {
-            busy |= self.receive(family, intake, &mut state);
+        for (socket, family) in self.ports.iter().enumerate().filter(|(socket, _)| look.contains(*socket)) {
+            let (received, all) = self.receive(family, intake, &mut state);
+            round.busy |= received;
+            if received {
+                intake.latest = socket;
+            }
+            if !all {
+                round.more.insert(socket);
+            }
         }
         let now = Instant::now();
         if state.is_none() && !self.news.load(Ordering::Acquire) && !self.is_due(now) {
             if self.wanted.load(Ordering::Acquire) && !self.is_blocked() {
                 self.flush();
-                busy = true;
             }
-            return busy;
+            return round;
         }
         let state = state.unwrap_or_else(|| self.state());
         self.collect(state, now, intake);
         intake.retired.clear();
         self.settle_graves();
-        intake.tell();
-        self.flush();
-        true
+        let told = intake.tell();
+        if poller && told {
+            self.wanted.store(true, Ordering::SeqCst);
+        } else {
+            self.flush();
+        }
+        round.busy = true;
+        round
     }
 
+    /// Tells whether anything came, and whether that was all.
     fn receive<'a>(
         &'a self,
         family: &Family,
         intake: &mut Intake,
         state: &mut Option<MutexGuard<'a, State>>,
-    ) -> bool {
+    ) -> (bool, bool) {
         let most = intake.most.clamp(1, BATCH);
         let count = match family.receive.receive(&mut intake.receiver, most) {
-            Ok(0) => return false,
+            // An error is that of something sent earlier (an ICMP answer), or want of memory: none ends a socket.
+            Ok(0) | Err(_) => return (false, true),
             Ok(count) => count,
-            // An ICMP answer to what was sent earlier, or no memory: nothing that ends a socket.
-            Err(Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::ENOMEM) => {
-                return false;
-            }
-            Err(_) => return false,
         };
         let now = Instant::now();
         let state = state.get_or_insert_with(|| self.state());
@@ -113,7 +155,7 @@ impl Core {
         add(&self.traffic.receive_calls, 1);
         add(&self.traffic.received_packets, packets);
         intake.most = ENOUGH / (bytes / count).max(1);
-        true
+        (true, count < most)
     }
 
     /// Takes from the engine what handlers are to be told, and lets go of it.
@@ -167,8 +209,18 @@ impl Core {
 }
 
 impl Intake {
+    /// Where a thread that looks again and again looks now: each look at a socket is a system call, and where something
+    /// came last more is likely to come.
+    pub(crate) fn glance(&self, looks: u64) -> Sockets {
+        let mut sockets = Sockets::default();
+        sockets.insert(self.latest);
+        if looks.is_multiple_of(8) { Sockets::ALL } else { sockets }
+    }
+
     /// Calls the handlers, without a lock that they might need. What they hold is let go of as soon as each was called.
-    fn tell(&mut self) {
+    /// Tells whether there were any.
+    fn tell(&mut self) -> bool {
+        let any = !self.calls.is_empty();
         let completions = &self.completions;
         for Call { handler, news } in self.calls.drain(..) {
             guarded(|| match news {
@@ -177,6 +229,7 @@ impl Intake {
             });
             guarded(|| drop(handler));
         }
+        any
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! It stands back while a [`crate::Poller`] is at work.
 
+use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,8 +16,7 @@ use secure_rdma_rdma::{Error, ErrorCode, Result};
 use smallvec::SmallVec;
 
 use crate::core::{Core, lock, try_lock};
-use crate::receive::guarded;
-use std::os::fd::AsFd;
+use crate::receive::{Sockets, guarded};
 
 /// How long a poller that does not look is trusted to look again. Then the service thread does a round for it, so that
 /// no peer takes us for dead.
@@ -39,6 +39,7 @@ pub(crate) fn start(core: Arc<Core>) -> Result<()> {
 
 fn run(core: &Core) {
     let mut seen = 0;
+    let mut look = Sockets::ALL;
     while !core.is_closing() {
         if core.pollers.load(Ordering::Acquire) > 0 {
             core.wait(Some(PATIENCE), false, true);
@@ -46,45 +47,54 @@ fn run(core: &Core) {
             if polls == seen
                 && let Some(mut intake) = try_lock(&core.intake)
             {
-                core.round(&mut intake);
+                core.round(&mut intake, Sockets::ALL, false);
             }
             seen = polls;
+            look = Sockets::ALL;
             continue;
         }
-        let busy = core.round(&mut lock(&core.intake));
-        if !busy && let Some(pause) = core.fall_asleep() {
-            core.wait(pause, false, false);
+        look = core.round(&mut lock(&core.intake), look, false).more;
+        if look.is_empty() {
+            look = match core.fall_asleep() {
+                Some(pause) => core.wait(pause, false, false),
+                None => Sockets::ALL,
+            };
         }
     }
 }
 
 impl Core {
     /// Waits, at most for `pause`, until somebody wakes us, a packet comes, or a socket that was full takes more; if
-    /// `aside`, only until somebody wakes us.
-    pub(crate) fn wait(&self, pause: Option<Duration>, poller: bool, aside: bool) {
+    /// `aside`, only until somebody wakes us. Tells where packets have come.
+    pub(crate) fn wait(&self, pause: Option<Duration>, poller: bool, aside: bool) -> Sockets {
         let bell = self.bell(poller);
         let mut descriptors: SmallVec<[PollFd<'_>; 5]> = SmallVec::new();
         descriptors.push(PollFd::new(bell, PollFlags::POLLIN));
         if !aside {
-            let blocked = self.is_blocked();
-            for family in self.ports.iter() {
-                descriptors.push(PollFd::new(family.receive.as_fd(), PollFlags::POLLIN));
-                if blocked {
-                    descriptors.push(PollFd::new(family.send.as_fd(), PollFlags::POLLOUT));
-                }
-            }
+            let receiving = self.ports.iter().map(|family| (&family.receive, PollFlags::POLLIN));
+            let sending = self.ports.iter().map(|family| (&family.send, PollFlags::POLLOUT));
+            let sending = sending.filter(|_| self.is_blocked());
+            descriptors
+                .extend(receiving.chain(sending).map(|(socket, what)| PollFd::new(socket.as_fd(), what)));
         }
         let answer = ppoll(&mut descriptors, pause.map(TimeSpec::from_duration), None);
+        let mut come = Sockets::default();
         if matches!(answer, Err(Errno::EINTR) | Ok(0)) {
-            return;
+            return come;
         }
-        let found = |descriptor: &PollFd<'_>| descriptor.revents().unwrap_or(PollFlags::empty());
-        if descriptors.first().is_some_and(|bell| !found(bell).is_empty()) {
-            self.silence(poller);
+        for (index, descriptor) in descriptors.iter().enumerate() {
+            let found = descriptor.revents().unwrap_or(PollFlags::empty());
+            if found.is_empty() {
+                continue;
+            }
+            match index {
+                0 => self.silence(poller),
+                // An error waits to be taken like a packet.
+                _ if !found.contains(PollFlags::POLLOUT) => come.insert(index - 1),
+                _ => self.unblock(),
+            }
         }
-        if descriptors.iter().skip(1).any(|descriptor| found(descriptor).contains(PollFlags::POLLOUT)) {
-            self.unblock();
-        }
+        come
     }
 
     /// The engine has panicked: nothing that it says can be relied on, so that every queue pair hears of the end.
