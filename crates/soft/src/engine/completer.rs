@@ -93,8 +93,15 @@ impl QueuePair {
     fn acknowledge_before(&mut self, shared: &mut Shared, now: Instant, count: u64) -> bool {
         let before = self.requester.oldest;
         let mut unanswered = false;
-        while self.requester.oldest < count {
-            let Some(work) = self.requester.works.front() else { break };
+        while let Some(work) = self.requester.works.front() {
+            // A bind between what was sent: the next response is of the request behind it.
+            if work.is_local() && work.done {
+                self.complete_first(shared);
+                continue;
+            }
+            if self.requester.oldest >= count || work.is_local() {
+                break;
+            }
             if work.is_answered() {
                 unanswered = true;
                 break;
