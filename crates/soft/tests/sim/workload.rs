@@ -37,8 +37,11 @@ impl Plan {
             Fault::DeadLink,
             Fault::SlowLink,
             Fault::SmallMtu,
+            Fault::Jitter,
+            Fault::Reorder,
         ];
-        // A timeout of 0 is "never": where packets are lost, nothing would ever send them again.
+        // A timeout of 0 is "never": where packets are lost, or a NAK comes too late to be heard, nothing would ever
+        // send them again.
         let loses = losing.into_iter().any(|fault| scenario.has(fault));
         let terms = Terms {
             path_mtu: PathMtu::from_code(scenario.path_mtu).unwrap().bytes(),

@@ -666,8 +666,9 @@ impl World {
                 return self
                     .fail(5, format!("a queue pair is in {state:?}, the model says {:?}", endpoint.stage));
             }
-            if !endpoint.requester.sends.is_empty() {
-                return self.fail(5, "a request never completes");
+            if let Some(first) = endpoint.requester.sends.front() {
+                let terms = endpoint.requester.terms;
+                return self.fail(5, format!("a request never completes: {first:?} with {terms:?}"));
             }
             if !endpoint.responder.received.is_empty() {
                 return self.fail(2, "a receive never completes");
