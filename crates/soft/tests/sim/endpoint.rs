@@ -43,6 +43,8 @@ pub struct Endpoint {
     pub plan: Plan,
     /// What this endpoint may use of the peer's memory: granted by it, and not taken back.
     pub grants: Vec<Grant>,
+    /// Address and key of grants that were ended.
+    pub ended: Vec<(u64, u32)>,
     /// Whether a queue pair exists.
     pub exists: bool,
     /// Whether an [`super::world::Action::Receives`] is due.
@@ -88,6 +90,7 @@ impl Endpoint {
         self.flushing = false;
         self.receives.clear();
         self.grants.clear();
+        self.ended.clear();
         self.requester.sends.clear();
         self.responder.received.clear();
     }

@@ -20,7 +20,9 @@
 )]
 
 pub mod coverage;
+pub mod drops;
 pub mod endpoint;
+pub mod forger;
 pub mod host;
 pub mod memory;
 pub mod network;

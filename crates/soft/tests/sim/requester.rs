@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use secure_rdma_roce::{NakCode, Opcode, Packet, Syndrome};
 
+use super::drops::Reason;
 use super::memory::Shadows;
 use super::network::Time;
 use super::random::psn;
@@ -31,6 +32,17 @@ impl Terms {
     }
 }
 
+/// What a response means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Response {
+    /// Nothing that memory shows.
+    Nothing,
+    /// The engine has to place it, from this byte of this request on.
+    Place { request: usize, offset: usize },
+    /// The engine has to drop it.
+    Dropped(Reason),
+}
+
 /// The model of a queue pair's requester.
 pub struct Requester {
     pub terms: Terms,
@@ -51,6 +63,8 @@ pub struct Requester {
     asked: VecDeque<(u32, u32)>,
     /// The PSN after the one sent last.
     position: u32,
+    /// The end of the wait that an RNR NAK asked for.
+    waits_until: Option<Time>,
     /// Whether a request has failed.
     pub failed: bool,
 }
@@ -68,6 +82,7 @@ impl Requester {
             unasked: 0,
             asked: VecDeque::new(),
             position: start,
+            waits_until: None,
             failed: false,
         }
     }
@@ -110,6 +125,10 @@ impl Requester {
         if psn::minus(number, self.oldest) < 0 {
             return Err("a request that was acknowledged is sent again".to_owned());
         }
+        if self.waits_until.is_some_and(|until| now < until) {
+            return Err("a request is sent before the wait of an RNR NAK is over".to_owned());
+        }
+        self.waits_until = None;
         let fresh = psn::minus(number, self.newest);
         if fresh > 0 {
             return Err("a request skips PSNs".to_owned());
@@ -251,33 +270,31 @@ impl Requester {
         Ok(())
     }
 
-    /// A valid response has arrived. Answers what the engine has to place: of which request, and from which byte.
-    pub fn on_response(&mut self, packet: &Packet<'_>, now: Time) -> Option<(usize, usize)> {
+    /// A valid response has arrived.
+    pub fn on_response(&mut self, packet: &Packet<'_>, now: Time) -> Response {
         let number = packet.psn().expose();
-        let inside = psn::minus(number, self.oldest) >= 0 && psn::minus(number, self.newest) < 0;
-        let syndrome = packet.aeth().map(|aeth| aeth.syndrome);
-        if let Some(Syndrome::Nak(NakCode::PsnSequenceError)) = syndrome
-            && packet.opcode() == Opcode::Acknowledge
-        {
-            if inside {
+        if psn::minus(number, self.oldest) < 0 || psn::minus(number, self.newest) >= 0 {
+            return Response::Dropped(Reason::ResponsePsn);
+        }
+        if packet.opcode() != Opcode::Acknowledge {
+            return self.on_answer(packet, number, now);
+        }
+        match packet.aeth().map(|aeth| aeth.syndrome) {
+            Some(Syndrome::Ack(_)) => self.acknowledge(psn::add(number, 1), now),
+            Some(Syndrome::RnrNak(timer)) => {
+                self.acknowledge(number, now);
+                let wait = timer.duration().as_nanos() as Time;
+                self.sign = now + wait;
+                if let Some(at) = self.find(number).filter(|_| self.oldest == number) {
+                    self.sends[at].not_ready += 1;
+                    self.waits_until = self.waits_until.or(Some(now + wait));
+                }
+            }
+            Some(Syndrome::Nak(NakCode::PsnSequenceError)) => {
                 self.sign = now;
                 self.acknowledge(number, now);
             }
-            return None;
-        }
-        if !inside {
-            return None;
-        }
-        match (packet.opcode(), syndrome) {
-            (Opcode::Acknowledge, Some(Syndrome::Ack(_))) => self.acknowledge(psn::add(number, 1), now),
-            (Opcode::Acknowledge, Some(Syndrome::RnrNak(timer))) => {
-                self.acknowledge(number, now);
-                self.sign = now + timer.duration().as_nanos() as u64;
-                if let Some(at) = self.find(number).filter(|_| self.oldest == number) {
-                    self.sends[at].not_ready += 1;
-                }
-            }
-            (Opcode::Acknowledge, Some(Syndrome::Nak(code))) => {
+            Some(Syndrome::Nak(code)) => {
                 self.acknowledge(number, now);
                 // Where a READ before it was not answered, it never will be: the peer is in ERR.
                 if let Some(first) = self.sends.iter_mut().find(|posted| !posted.done && posted.count > 0) {
@@ -289,37 +306,53 @@ impl Requester {
                     first.refused = Some(status);
                 }
             }
-            (Opcode::Acknowledge, _) => {}
-            _ => return self.on_answer(packet, number, now),
+            _ => return Response::Dropped(Reason::Syndrome),
         }
-        None
+        Response::Nothing
     }
 
     /// A READ response or an atomic's answer.
-    fn on_answer(&mut self, packet: &Packet<'_>, number: u32, now: Time) -> Option<(usize, usize)> {
-        let at = self.find(number)?;
+    fn on_answer(&mut self, packet: &Packet<'_>, number: u32, now: Time) -> Response {
+        let Some(at) = self.find(number) else { return Response::Nothing };
         let first = self.sends[at].first;
+        let is_answer = match self.sends[at].kind {
+            Kind::Read { .. } => packet.opcode().is_read_response(),
+            kind => kind.is_atomic() && packet.opcode() == Opcode::AtomicAcknowledge,
+        };
+        let acknowledges = packet.aeth().is_none_or(|aeth| matches!(aeth.syndrome, Syndrome::Ack(_)));
+        if !is_answer || !acknowledges {
+            return Response::Dropped(Reason::ResponseKind);
+        }
         self.acknowledge(first, now);
         let posted = &mut self.sends[at];
         let index = psn::minus(number, first).cast_unsigned();
         if self.oldest != number || index != posted.placed {
-            return None;
+            return Response::Nothing;
         }
-        let is_answer = match posted.kind {
-            Kind::Read { .. } => packet.opcode().is_read_response(),
-            kind => kind.is_atomic() && packet.opcode() == Opcode::AtomicAcknowledge,
-        };
-        if !is_answer {
-            return None;
+        if packet.opcode().is_read_response() {
+            // A response that the request does not allow ends the connection.
+            let asked = self.asked.iter().find(|(_, end)| psn::minus(*end, number) > 0);
+            let last = asked.is_some_and(|(_, end)| *end == psn::add(number, 1));
+            let offset = index as usize * self.terms.path_mtu;
+            let due = (posted.length - offset).min(self.terms.path_mtu);
+            if last != (packet.opcode().is_last() || packet.opcode().is_only()) {
+                posted.refused = Some(7);
+                return Response::Nothing;
+            }
+            if packet.payload().len() != due {
+                posted.refused = Some(1);
+                return Response::Nothing;
+            }
         }
         posted.placed += 1;
         posted.original = packet.atomic_ack_eth().map(|ack| ack.original);
         self.oldest = psn::add(number, 1);
         (self.progress, self.sign) = (now, now);
+        self.waits_until = None;
         if posted.placed == posted.count {
             posted.done = true;
         }
-        Some((at, index as usize * self.terms.path_mtu))
+        Response::Place { request: at, offset: index as usize * self.terms.path_mtu }
     }
 
     /// Everything before `end` is acknowledged, as far as no READ or atomic before it lacks its answer.
@@ -349,6 +382,7 @@ impl Requester {
         }
         if self.oldest != before {
             (self.progress, self.sign) = (now, now);
+            self.waits_until = None;
             // Only what has not progressed counts its RNR NAKs.
             for posted in &mut self.sends {
                 posted.not_ready = 0;
@@ -371,7 +405,7 @@ impl Requester {
             5 if self.failed || flushing => Ok(()),
             5 => Err("a flush without a failure before it".to_owned()),
             _ if self.failed => Err(format!("a second failure ({status}) instead of a flush")),
-            9..=11 if posted.refused == Some(status) => Ok(()),
+            1 | 7 | 9..=11 if posted.refused == Some(status) => Ok(()),
             12 => {
                 let silent = now.saturating_sub(self.progress);
                 let due = self.terms.patience();

@@ -60,6 +60,8 @@ pub enum Fault {
     Deregister,
     /// Somebody sends forged packets.
     Forger,
+    /// The peer itself, or who has guessed the PSN, keeps no rule.
+    MaliciousPeer,
     /// READs.
     Reads,
     /// Atomics.
@@ -89,7 +91,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 41] = [
         Self::Loss,
         Self::Bursts,
         Self::Duplicates,
@@ -117,6 +119,7 @@ impl Fault {
         Self::Misaligned,
         Self::Deregister,
         Self::Forger,
+        Self::MaliciousPeer,
         Self::Reads,
         Self::Atomics,
         Self::Windows,
@@ -136,7 +139,7 @@ impl Fault {
     fn percent(self) -> u64 {
         match self {
             Self::DeadLink | Self::SmallMtu => 3,
-            Self::Deregister => 8,
+            Self::Deregister | Self::MaliciousPeer => 8,
             Self::LongDelay | Self::Blackholes | Self::MoveToError | Self::Destroy | Self::ShortReceives => {
                 15
             }

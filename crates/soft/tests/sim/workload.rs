@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::endpoint::{Endpoint, Grant, Plan, Stage};
+use super::forger::Class;
 use super::host::{CLOSED, EVERYTHING, OPEN, REGION, WindowUse};
 use super::memory::{Piece, Pieces};
 use super::network::{MICROSECOND, MILLISECOND, SECOND};
@@ -112,6 +113,7 @@ impl World {
                 flushing: false,
                 in_error_since: 0,
                 grants: Vec::new(),
+                ended: Vec::new(),
                 exists: false,
                 receives_due: false,
                 lived: false,
@@ -126,7 +128,7 @@ impl World {
             if troubled.into_iter().any(|fault| self.scenario.has(fault)) {
                 self.schedule(random.below(SECOND), Action::Misfortune(index));
             }
-            if self.scenario.has(Fault::Forger) {
+            if self.scenario.has(Fault::Forger) || self.scenario.has(Fault::MaliciousPeer) {
                 self.schedule(random.below(SECOND / 10), Action::Forge(index));
             }
         }
@@ -146,10 +148,7 @@ impl World {
                 self.after(host)
             }
             Action::Misfortune(index) => self.misfortune(index),
-            Action::Forge(index) => {
-                self.forge(index);
-                Ok(())
-            }
+            Action::Forge(index) => self.forge(index),
             Action::Ended(index) => self.ended(index),
             Action::Connect(index) => self.connect(index),
             Action::Jump => {
@@ -609,7 +608,8 @@ impl World {
             7 => {
                 let peer_host = self.endpoints[self.endpoints[index].peer].host;
                 let at = self.endpoints[index].grants.iter().position(|grant| grant.window)?;
-                let rkey = self.endpoints[index].grants.remove(at).rkey;
+                let Grant { address, rkey, .. } = self.endpoints[index].grants.remove(at);
+                self.endpoints[index].ended.push((address, rkey));
                 for held in &mut self.hosts[peer_host].windows {
                     if held.state == WindowUse::Bound(rkey) {
                         held.state = WindowUse::Ending(rkey);
@@ -646,8 +646,17 @@ impl World {
             return Some((random.u64(), random.u64() as u32));
         }
         if self.scenario.has(Fault::WrongKeys) && random.chance(3_000) {
-            let rkey = random.u64() as u32;
-            return Some((endpoint.grants.first()?.address, rkey));
+            // A key of nobody, one that was ended, or one that is another connection's.
+            let stranger = &self.endpoints[random.index(self.endpoints.len())];
+            let (address, rkey) = match random.below(3) {
+                0 if !endpoint.ended.is_empty() => random.pick(&endpoint.ended),
+                1 if !stranger.grants.is_empty() => {
+                    let grant = random.pick(&stranger.grants);
+                    (grant.address, grant.rkey)
+                }
+                _ => (endpoint.grants.first()?.address, random.u64() as u32),
+            };
+            return Some((address, rkey));
         }
         let wrong = self.scenario.has(Fault::WrongBounds) && random.chance(3_000);
         let grants: Vec<Grant> = endpoint
@@ -718,7 +727,10 @@ impl World {
         if self.endpoints[peer].requester.sends.iter().any(uses) && !self.random.chance(20_000) {
             return None;
         }
-        self.endpoints[peer].grants.retain(|grant| grant.rkey != rkey);
+        if let Some(at) = self.endpoints[peer].grants.iter().position(|grant| grant.rkey == rkey) {
+            let Grant { address, rkey, .. } = self.endpoints[peer].grants.remove(at);
+            self.endpoints[peer].ended.push((address, rkey));
+        }
         self.hosts[host].windows[bound].state = WindowUse::Ending(rkey);
         Some(self.note(index, Kind::Invalidate { rkey }, Pieces::new(), false, None))
     }
@@ -779,7 +791,28 @@ impl World {
         request
     }
 
-    pub fn forge(&mut self, _index: usize) {}
+    /// Somebody sends a handful of forged packets.
+    fn forge(&mut self, index: usize) -> Checked {
+        let next = self.random.exponential(SECOND / 2);
+        self.schedule(next, Action::Forge(index));
+        if self.endpoints[index].stage != Stage::Up {
+            return Ok(());
+        }
+        let host = self.endpoints[index].host;
+        for _ in 0..self.random.range(1, 20) {
+            let guessed = self.scenario.has(Fault::MaliciousPeer) && self.random.chance(20_000);
+            let class = match guessed {
+                true => Class::Malicious,
+                false if !self.scenario.has(Fault::Forger) => continue,
+                false => self.random.pick(&Class::ALL[..6]),
+            };
+            if let Some(datagram) = self.forgery(index, class) {
+                self.coverage.hit("forged packet");
+                self.deliver(host, datagram)?;
+            }
+        }
+        self.flush(host)
+    }
 }
 
 /// `length` bytes of one of these regions, in up to four pieces that do not overlap.

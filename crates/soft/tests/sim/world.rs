@@ -11,10 +11,12 @@ use secure_rdma_roce::{Endpoints, IcrcCheck, IcrcContext, Opcode, Packet};
 use secure_rdma_soft::engine::{Arrival, Transmit};
 
 use super::coverage::Coverage;
+use super::drops::{Reason, Reasons};
 use super::endpoint::{Endpoint, Stage};
 use super::host::{Host, WindowUse};
 use super::network::{Datagram, MILLISECOND, Network, Origin, SECOND, Time};
 use super::random::Random;
+use super::requester::Response;
 use super::requests::{Kind, Received};
 use super::responder::{Hosted, Outcome};
 use super::scenario::{Fault, Scenario};
@@ -66,6 +68,8 @@ pub struct World {
     actions: BinaryHeap<Reverse<(Time, u64, Action)>>,
     counter: u64,
     pub coverage: Coverage,
+    /// What the engines must have counted.
+    pub reasons: Reasons,
     /// Whether the workload has ended and nothing goes wrong any more.
     pub healed: bool,
     pub next_id: u64,
@@ -97,6 +101,7 @@ impl World {
             actions: BinaryHeap::new(),
             counter: 0,
             coverage: Coverage::default(),
+            reasons: Reasons::default(),
             healed: false,
             next_id: 1,
             completions: Vec::new(),
@@ -262,19 +267,25 @@ impl World {
 
     // -- packets to an engine -------------------------------------------------------------------------------------------
 
-    fn deliver(&mut self, host: usize, datagram: Datagram) -> Checked {
+    pub fn deliver(&mut self, host: usize, datagram: Datagram) -> Checked {
         self.coverage.packets += 1;
-        let packet = Packet::new_checked(&datagram.bytes).ok();
+        let parsed = Packet::new_checked(&datagram.bytes);
+        let packet = parsed.ok();
         let endpoint = packet.and_then(|packet| self.by_number.get(&(host, packet.dest_qpn())).copied());
-        let accepted = match (endpoint, packet) {
-            (Some(endpoint), Some(packet)) => self.accepts(host, endpoint, &datagram, &packet),
-            _ => false,
+        let verdict = match (endpoint, parsed) {
+            (_, Err(malformed)) => Err(Reason::from(malformed)),
+            (None, _) => Err(Reason::QueuePair),
+            (Some(endpoint), Ok(packet)) => self.judge(host, endpoint, &datagram, &packet),
         };
+        let accepted = verdict.is_ok();
         if accepted && datagram.original.as_ref().is_some_and(|original| !is_same(original, &datagram.bytes))
         {
             // No receiver can tell, by the sixteen bits that are left.
             self.coverage.hit("undetectable damage, left out");
             return Ok(());
+        }
+        if let Err(reason) = verdict {
+            self.reasons.count(reason);
         }
         let arrival = Arrival {
             source: datagram.source,
@@ -307,30 +318,46 @@ impl World {
         Ok(())
     }
 
-    /// Whether an endpoint must act on a packet (brief §6 step 0).
-    fn accepts(&self, host: usize, endpoint: usize, datagram: &Datagram, packet: &Packet<'_>) -> bool {
+    /// Whether an endpoint must act on a packet, and else why not, in the order of brief §6 step 0.
+    fn judge(
+        &self,
+        host: usize,
+        endpoint: usize,
+        datagram: &Datagram,
+        packet: &Packet<'_>,
+    ) -> Result<(), Reason> {
         let endpoint = &self.endpoints[endpoint];
         let opcode = packet.opcode();
-        if endpoint.stage != Stage::Up || matches!(opcode, Opcode::Flush | Opcode::AtomicWrite | Opcode::Cnp)
-        {
-            return false;
+        if matches!(opcode, Opcode::Flush | Opcode::AtomicWrite) {
+            return Err(Reason::Opcode);
+        }
+        if endpoint.stage != Stage::Up {
+            return Err(Reason::State);
         }
         let peer = &self.endpoints[endpoint.peer];
         if datagram.source.ip() != self.hosts[peer.host].address
             || datagram.destination.ip() != self.hosts[host].address
-            || endpoint.expects_port.is_some_and(|port| port != datagram.source.port())
-            || packet.bth().pkey & 0x7FFF != 0x7FFF
         {
-            return false;
+            return Err(Reason::Address);
         }
-        if datagram.origin == Origin::Genuine {
-            return datagram.source.is_ipv6() || !endpoint.sequential_ids || datagram.id < 128;
+        if opcode != Opcode::Cnp && endpoint.expects_port.is_some_and(|port| port != datagram.source.port()) {
+            return Err(Reason::SourcePort);
         }
-        match context(datagram).check(0, &datagram.bytes) {
-            IcrcCheck::Expected => true,
-            IcrcCheck::OtherId { id, dont_fragment } => !endpoint.sequential_ids || dont_fragment && id < 128,
-            IcrcCheck::Wrong => false,
+        if packet.bth().pkey & 0x7FFF != 0x7FFF {
+            return Err(Reason::PKey);
         }
+        let right = if datagram.origin == Origin::Genuine {
+            datagram.source.is_ipv6() || !endpoint.sequential_ids || datagram.id < 128
+        } else {
+            match context(datagram).check(0, &datagram.bytes) {
+                IcrcCheck::Expected => true,
+                IcrcCheck::OtherId { id, dont_fragment } => {
+                    !endpoint.sequential_ids || dont_fragment && id < 128
+                }
+                IcrcCheck::Wrong => false,
+            }
+        };
+        if right { Ok(()) } else { Err(Reason::Icrc) }
     }
 
     fn request_arrived(&mut self, host: usize, index: usize, packet: &Packet<'_>, executed: bool) {
@@ -353,6 +380,11 @@ impl World {
             Outcome::Dropped => "request without a resource",
         };
         self.coverage.hit(name);
+        match outcome {
+            Outcome::Gap => self.reasons.count(Reason::OutOfSequence),
+            Outcome::Duplicate => self.reasons.count(Reason::Duplicate),
+            _ => {}
+        }
         if outcome == Outcome::Executed
             && let Some(rkey) = invalidates
         {
@@ -372,7 +404,14 @@ impl World {
     fn response_arrived(&mut self, host: usize, index: usize, packet: &Packet<'_>) -> Checked {
         let now = self.now;
         let endpoint = &mut self.endpoints[index];
-        let Some((at, offset)) = endpoint.requester.on_response(packet, now) else { return Ok(()) };
+        let (at, offset) = match endpoint.requester.on_response(packet, now) {
+            Response::Place { request, offset } => (request, offset),
+            Response::Nothing => return Ok(()),
+            Response::Dropped(reason) => {
+                self.reasons.count(reason);
+                return Ok(());
+            }
+        };
         let posted = &endpoint.requester.sends[at];
         let original;
         let payload = match posted.original {
@@ -647,6 +686,11 @@ impl World {
     // -- the end --------------------------------------------------------------------------------------------------------
 
     fn check_end(&mut self) -> Checked {
+        let counted = self.hosts.iter().map(|host| Reasons::counted(host.engine.counters()));
+        let counted = counted.fold(Reasons::default(), Reasons::plus);
+        if counted != self.reasons {
+            return self.fail(9, format!("the engines counted {counted:?}, the model {:?}", self.reasons));
+        }
         for host in 0..self.hosts.len() {
             self.after(host)?;
             let all = self.hosts[host].shadows.check_all();
