@@ -139,6 +139,30 @@ fn an_invalidation_waits_for_everything_before_it_and_a_bind_does_not() {
 }
 
 #[test]
+fn a_bind_between_two_requests_ends_with_the_first_whatever_acknowledges_that() {
+    let mut pair = Pair::new();
+    let target = pair.sides[0].region(64, ALL);
+    let far = pair.sides[1].region(64, ALL);
+    far.memory().write(0, &[9; 64]).unwrap();
+    let (handle, rkey) = window(&mut pair, 0);
+    // The ACK of the WRITE is left out: the READ response stands for it.
+    let write = SendOperation::Write { remote: remote(&far, 32), immediate: None };
+    pair.send(0, write, &[(&target, 0, 8)]);
+    let access = Access::REMOTE_READ;
+    pair.send(
+        0,
+        SendOperation::Bind { window: handle, rkey, target: Slice::new(&target, 0, 8), access },
+        &[],
+    );
+    pair.send(0, SendOperation::Read { remote: remote(&far, 0) }, &[(&target, 0, 8)]);
+    pair.send(0, SendOperation::FetchAdd { remote: remote(&far, 8), add: 0 }, &[(&target, 8, 8)]);
+    pair.run();
+    assert_eq!(pair.opcodes(1), [Opcode::ReadResponseOnly, Opcode::AtomicAcknowledge]);
+    assert_eq!(pair.sides[0].statuses(), [(1, 0), (2, 0), (3, 0), (4, 0)]);
+    assert_eq!(bytes_of(&target)[..16], [9; 16]);
+}
+
+#[test]
 fn a_fence_waits_for_reads_and_atomics() {
     for fence in [false, true] {
         let mut pair = Pair::new();
