@@ -4,8 +4,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use secure_rdma_rdma::{
-    Access, AsyncEvent, Completion, CompletionKind, PostError, QpState, Qpn, RKey, ReceiveRequest, Slice,
-    WcStatus, WorkId,
+    Access, AsyncEvent, Completion, CompletionKind, QpState, Qpn, RKey, Slice, WcStatus, WorkId,
 };
 use smallvec::SmallVec;
 
@@ -14,13 +13,12 @@ use super::congestion::Notices;
 use super::counters::Counters;
 use super::packetizer::Batch;
 use super::path::{Flows, Transmit};
-use super::receive_queue::{PostedReceive, ReceiveQueues, full};
+use super::receive_queue::{PostedReceive, ReceiveQueues};
 use super::regions::Regions;
 use super::requester::Requester;
 use super::responder::Responder;
 use super::retired::Retired;
 use super::schedule::{Schedule, Standing};
-use super::states::{not_postable, takes_receives};
 use super::timers::Timers;
 use super::window::{BudgetId, Budgets};
 
@@ -96,7 +94,7 @@ impl QueuePair {
         self.requester.outstanding() + (self.sends_unpolled as usize) < self.caps.max_send as usize
     }
 
-    fn has_receive_room(&self) -> bool {
+    pub(super) fn has_receive_room(&self) -> bool {
         let coming = usize::from(self.responder.receive.is_some());
         self.receives.len() + coming + (self.receives_unpolled as usize) < self.caps.max_receive as usize
     }
@@ -159,30 +157,6 @@ impl QueuePair {
     pub(super) fn forget_completions(&mut self) {
         self.completions = VecDeque::new();
         (self.sends_unpolled, self.receives_unpolled) = (0, 0);
-    }
-
-    // -- posting receives -------------------------------------------------------------------------------------------
-
-    pub(super) fn post_receive(
-        &mut self,
-        shared: &mut Shared,
-        requests: &[ReceiveRequest],
-    ) -> Result<(), PostError> {
-        takes_receives(self.state, self.caps.receive_queue.is_some())
-            .map_err(|error| PostError { posted: 0, error })?;
-        for (posted, request) in requests.iter().enumerate() {
-            if !self.has_receive_room() {
-                return Err(PostError { posted, error: full("receive") });
-            }
-            let receive = PostedReceive::new(request, &shared.regions, self.caps.max_sge)
-                .map_err(|error| PostError { posted, error })?;
-            if self.state == QpState::Err {
-                self.fail_receive(shared, receive, WcStatus::WR_FLUSH_ERR);
-            } else {
-                self.receives.push_back(receive);
-            }
-        }
-        Ok(())
     }
 
     // -- taking turns -----------------------------------------------------------------------------------------------
@@ -263,14 +237,6 @@ impl QueuePair {
             + self.receives.capacity() * size_of::<PostedReceive>()
             + self.requester.memory()
             + self.responder.memory()
-    }
-
-    /// Refuses posts where the state takes none.
-    pub(super) fn takes_sends(&self) -> Result<(), PostError> {
-        match self.state {
-            QpState::Rts | QpState::Sqd | QpState::Err => Ok(()),
-            state => Err(PostError { posted: 0, error: not_postable(state, "sends are posted from RTS on") }),
-        }
     }
 }
 

@@ -4,15 +4,16 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use secure_rdma_rdma::{Psn, QpAttr};
-use secure_rdma_rdma::{QpState, SendFlags, SendOperation, WcStatus};
+use secure_rdma_rdma::{QpState, SendFlags, WcStatus};
 
 use super::config::Config;
 use super::packetizer::Batch;
 use super::path::Flows;
 use super::queue_pair::{QueuePair, Shared};
 use super::requests::Part;
+use super::retransmission::Clock;
 use super::sequence::Sequence;
-use super::timers::{RoundTrip, timeout_of};
+use super::timers::timeout_of;
 use super::window::{BudgetId, CongestionWindow, charge};
 use super::work::Work;
 
@@ -52,22 +53,6 @@ pub(super) struct Limits {
     pub(super) max_rd_atomic: u8,
 }
 
-/// When what is outstanding is sent again, and when it is given up.
-pub(super) struct Clock {
-    /// When the oldest outstanding request was first sent, or the last progress was made.
-    pub(super) progress: Option<Instant>,
-    /// The retransmission timer.
-    deadline: Option<Instant>,
-    /// How often it ran out since the last progress.
-    expired: u32,
-    /// The end of the wait that an RNR NAK asked for.
-    pub(super) rnr_until: Option<Instant>,
-    pub(super) rnr_naks: u32,
-    pub(super) round_trip: RoundTrip,
-    /// A PSN that was sent once, and when.
-    pub(super) probe: Option<(u64, Instant)>,
-}
-
 impl Requester {
     pub(super) fn new(config: &Config) -> Self {
         Self {
@@ -83,15 +68,7 @@ impl Requester {
             window: CongestionWindow::new(config.initial_window, config.max_window),
             unasked: 0,
             charged: (0, 0),
-            clock: Clock {
-                progress: None,
-                deadline: None,
-                expired: 0,
-                rnr_until: None,
-                rnr_naks: 0,
-                round_trip: RoundTrip::new(),
-                probe: None,
-            },
+            clock: Clock::new(),
             went_back: None,
         }
     }
@@ -197,63 +174,6 @@ impl Requester {
         }
     }
 
-    // -- timers -----------------------------------------------------------------------------------------------------
-
-    /// Something was acknowledged: everything that counts failures begins anew.
-    pub(super) fn progressed(&mut self, now: Instant) {
-        self.clock.progress = Some(now);
-        self.clock.deadline = None;
-        self.clock.expired = 0;
-        self.clock.rnr_until = None;
-        self.clock.rnr_naks = 0;
-        self.went_back = None;
-        if let Some((count, sent)) = self.clock.probe
-            && count < self.oldest
-        {
-            self.clock.probe = None;
-            self.clock.round_trip.measured(now.saturating_duration_since(sent));
-        }
-    }
-
-    /// Starts the timer where something is outstanding and it does not run, and stops it where nothing is.
-    pub(super) fn rearm(&mut self, now: Instant, config: &Config) {
-        let clock = &mut self.clock;
-        let Some(timeout) =
-            self.limits.timeout.filter(|_| self.oldest < self.newest && clock.rnr_until.is_none())
-        else {
-            clock.deadline = None;
-            if self.oldest >= self.newest {
-                clock.progress = None;
-            }
-            return;
-        };
-        let progress = *clock.progress.get_or_insert(now);
-        if clock.deadline.is_some() {
-            return;
-        }
-        let after = |start: Instant, wait: Duration| start.checked_add(wait).unwrap_or(start);
-        let death = after(progress, timeout.saturating_mul(u32::from(self.limits.retry_count) + 1));
-        let next = if config.adaptive_timeout {
-            let wait = clock.round_trip.timeout(config.min_timeout);
-            after(now, wait.saturating_mul(1 << clock.expired.min(16)).min(timeout))
-        } else {
-            after(progress, timeout.saturating_mul(clock.expired.saturating_add(1)))
-        };
-        clock.deadline = Some(next.min(death));
-    }
-
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        self.clock.rnr_until.or(self.clock.deadline)
-    }
-
-    fn is_dead(&self, now: Instant) -> bool {
-        let (Some(progress), Some(timeout)) = (self.clock.progress, self.limits.timeout) else {
-            return false;
-        };
-        let span = timeout.saturating_mul(u32::from(self.limits.retry_count) + 1);
-        now.saturating_duration_since(progress) >= span
-    }
-
     /// Gives memory back while there is nothing to do.
     pub(super) fn rest(&mut self, kept: usize) {
         if self.works.is_empty() && self.works.capacity() > kept / 4 {
@@ -265,41 +185,9 @@ impl Requester {
     pub(super) fn memory(&self) -> usize {
         self.works.capacity() * size_of::<Work>() + self.reads.capacity() * size_of::<(u64, u64)>()
     }
-
-    pub(super) fn stop_timers(&mut self) {
-        self.clock.deadline = None;
-        self.clock.rnr_until = None;
-        self.clock.progress = None;
-    }
 }
 
 impl QueuePair {
-    /// The requester's timer came up, or its wait after an RNR NAK is over, or neither.
-    pub(super) fn requester_timeout(&mut self, shared: &mut Shared, now: Instant) {
-        let requester = &mut self.requester;
-        if requester.clock.rnr_until.is_some_and(|until| until <= now) {
-            requester.clock.rnr_until = None;
-            requester.clock.progress = Some(now);
-            requester.clock.expired = 0;
-        }
-        if requester.clock.rnr_until.is_some()
-            || requester.clock.deadline.is_none_or(|deadline| deadline > now)
-        {
-            return;
-        }
-        let Some(flows) = &self.flows else { return };
-        requester.clock.deadline = None;
-        shared.counters.timeouts += 1;
-        if requester.is_dead(now) {
-            shared.counters.retry_exceeded_err += 1;
-            return self.fail_first(shared, WcStatus::RETRY_EXC_ERR);
-        }
-        requester.clock.expired = requester.clock.expired.saturating_add(1);
-        requester.went_back = None;
-        requester.window.on_loss(requester.oldest, requester.newest);
-        requester.go_back(shared, flows);
-    }
-
     /// Appends packets of requests as far as the windows allow.
     pub(super) fn send_requests(&mut self, shared: &mut Shared, now: Instant, batch: &mut Batch<'_>) {
         let Some(flows) = &self.flows else { return };
@@ -376,76 +264,4 @@ impl QueuePair {
             shared.budgets.wait(id, self.qpn, charge);
         }
     }
-
-    /// Carries out local operations whose turn it is, and ends those at the front of the send queue.
-    pub(super) fn run_local_operations(&mut self, shared: &mut Shared) {
-        if !matches!(self.state, QpState::Rts | QpState::Sqd) {
-            return;
-        }
-        loop {
-            if self.end_first(shared) {
-                continue;
-            }
-            let index = self.requester.cursor.0;
-            let (newest, next) = (self.requester.newest, self.requester.next);
-            let Some(work) = self.requester.works.get_mut(index) else { return };
-            if !work.is_local() || next < newest || work.failed.is_some() {
-                return;
-            }
-            if !work.done {
-                let fenced =
-                    work.request.flags.contains(SendFlags::FENCE) && !self.requester.reads.is_empty();
-                // A LOCAL_INV waits for everything before it (IBTA 10.6.5.1; so does rxe, `rxe_requester`).
-                let waits = matches!(work.request.operation, SendOperation::Invalidate { .. }) && index > 0;
-                if fenced || waits || self.state == QpState::Sqd {
-                    return;
-                }
-                match run(self.qpn, shared, work) {
-                    Ok(()) => work.done = true,
-                    Err(status) => work.failed = Some(status),
-                }
-            }
-            if work.done {
-                self.requester.step(0);
-            }
-        }
-    }
-
-    /// Ends the first work if it is a local operation that is done, or has failed. Tells whether there was one.
-    fn end_first(&mut self, shared: &mut Shared) -> bool {
-        let Some(first) = self.requester.works.front() else { return false };
-        match first.failed {
-            Some(status) => {
-                self.fail_first(shared, status);
-                true
-            }
-            None if first.done => {
-                self.complete_first(shared);
-                true
-            }
-            None => false,
-        }
-    }
-}
-
-/// Carries out a bind or an invalidation.
-fn run(qpn: secure_rdma_rdma::Qpn, shared: &mut Shared, work: &Work) -> Result<(), WcStatus> {
-    const MW_BIND_ERR: WcStatus = WcStatus(6);
-    match &work.request.operation {
-        SendOperation::Bind { window, rkey, target, access } => {
-            let id = window.as_any().downcast_ref().copied().ok_or(MW_BIND_ERR)?;
-            let lkey = target.region.lkey();
-            shared
-                .regions
-                .bind(qpn, id, *rkey, lkey, target.offset, target.length, *access)
-                .map_err(|_| MW_BIND_ERR)?;
-            shared.counters.binds += 1;
-        }
-        SendOperation::Invalidate { rkey } => {
-            shared.regions.invalidate(qpn, *rkey).map_err(|_| WcStatus::LOC_QP_OP_ERR)?;
-            shared.counters.invalidates += 1;
-        }
-        _ => {}
-    }
-    Ok(())
 }

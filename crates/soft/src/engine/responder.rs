@@ -6,15 +6,15 @@
 
 use std::time::{Duration, Instant};
 
-use secure_rdma_rdma::{Access, AsyncEvent, CompletionKind, QpAttr, RKey, WcStatus};
-use secure_rdma_roce::{NakCode, Opcode, Packet, PayloadRule, Reth, RnrTimer, Syndrome, bth::pad_count_for};
+use secure_rdma_rdma::{Access, AsyncEvent, QpAttr, RKey, WcStatus};
+use secure_rdma_roce::{NakCode, Opcode, Packet, PayloadRule, RnrTimer, Syndrome, bth::pad_count_for};
 
 use super::acknowledge::Answers;
-use super::local::{self, MAX_MESSAGE};
-use super::queue_pair::{QueuePair, Shared, received};
+use super::local::MAX_MESSAGE;
+use super::queue_pair::{QueuePair, Shared};
 use super::receive_queue::PostedReceive;
 use super::regions::Refusal;
-use super::resources::{Kind, Read, Resource, Resources};
+use super::resources::Resources;
 use super::sequence::Sequence;
 
 /// The responder's half of a queue pair. PSNs are counts (see [`Sequence`]).
@@ -25,7 +25,7 @@ pub(super) struct Responder {
     pub(super) expected: u64,
     /// Messages completed, modulo 2^24 on the wire.
     pub(super) msn: u32,
-    message: Message,
+    pub(super) message: Message,
     /// The receive into which a message is coming.
     pub(super) receive: Option<PostedReceive>,
     /// The newest PSN that an ACK may name: that of a SEND, WRITE or atomic. An ACK that names a READ would stand for
@@ -43,7 +43,7 @@ pub(super) struct Responder {
 
 /// A message of which more packets are to come.
 #[derive(Clone, Copy, Default)]
-enum Message {
+pub(super) enum Message {
     #[default]
     None,
     /// A SEND, of which so many bytes have come.
@@ -80,7 +80,7 @@ pub(super) struct Refused {
 }
 
 impl Refused {
-    fn invalid(count: u64) -> Self {
+    pub(super) fn invalid(count: u64) -> Self {
         Self { count, code: NakCode::InvalidRequest, status: WcStatus::WR_FLUSH_ERR, why: None }
     }
 
@@ -91,6 +91,11 @@ impl Refused {
 
     pub(super) fn operational(count: u64) -> Self {
         Self { code: NakCode::RemoteOperationalError, ..Self::invalid(count) }
+    }
+
+    /// The same, where the own receive is at fault.
+    pub(super) fn ending_receive(self, status: WcStatus) -> Self {
+        Self { status, ..self }
     }
 }
 
@@ -248,235 +253,6 @@ impl QueuePair {
         let dma_length = packet.reth().map_or(0, |reth| reth.dma_length);
         let padded = packet.bth().pad_count == pad_count_for(length);
         if fits && padded && dma_length <= MAX_MESSAGE { Ok(()) } else { Err(Refused::invalid(count)) }
-    }
-
-    fn execute_send(&mut self, shared: &mut Shared, packet: &Packet<'_>, count: u64) -> Result<(), Refused> {
-        let opcode = packet.opcode();
-        let payload = packet.payload();
-        let placed = match self.responder.message {
-            Message::Send { placed } => placed,
-            _ => 0,
-        };
-        let Some(receive) = &self.responder.receive else { return Err(Refused::operational(count)) };
-        let after = u32::try_from(payload.len()).ok().and_then(|length| placed.checked_add(length));
-        let Some(after) = after.filter(|after| *after <= receive.length) else {
-            // IBTA 9.7.4.1.7: longer than the receive. (rxe answers 0x63.)
-            return Err(Refused { status: WcStatus::LOC_LEN_ERR, ..Refused::invalid(count) });
-        };
-        let fits = payload.is_empty()
-            || (receive.writable && local::scatter(&receive.local, placed as usize, payload));
-        if !fits {
-            return Err(Refused { status: WcStatus::LOC_PROT_ERR, ..Refused::operational(count) });
-        }
-        let invalidated = packet.invalidate_key().map(|key| RKey::new(key.expose()));
-        if let Some(rkey) = invalidated {
-            // Only a window bound to this queue pair can be ended by its peer (IBTA 9.7.4.1.8).
-            shared.regions.invalidate(self.qpn, rkey).map_err(|why| Refused::access(count, why))?;
-            shared.counters.invalidates += 1;
-        }
-        shared.counters.rcvd_bytes += payload.len() as u64;
-        self.accept(count, 1);
-        self.responder.acknowledgeable = Some(count);
-        if opcode.is_first() || opcode.is_middle() {
-            self.responder.message = Message::Send { placed: after };
-            return Ok(());
-        }
-        self.end_message();
-        shared.counters.rdma_recvs += 1;
-        let immediate = packet.immediate().map(|immediate| immediate.value);
-        self.deliver(shared, CompletionKind::Receive, after, immediate, invalidated);
-        Ok(())
-    }
-
-    fn execute_write(
-        &mut self,
-        shared: &mut Shared,
-        packet: &Packet<'_>,
-        count: u64,
-        mtu: usize,
-    ) -> Result<(), Refused> {
-        let opcode = packet.opcode();
-        let payload = packet.payload();
-        let (address, rkey, left, total) = match (packet.reth(), self.responder.message) {
-            (Some(Reth { virtual_address, rkey, dma_length }), _) => {
-                (virtual_address, RKey::new(rkey.expose()), dma_length, dma_length)
-            }
-            (None, Message::Write { address, rkey, left, total }) => (address, rkey, left, total),
-            (None, _) => return Err(Refused::invalid(count)),
-        };
-        // All that is still to come is judged, so that the first packet meets a range that is too long. A message of 0
-        // bytes may have any key and address (IBTA 9.7.4.1.4).
-        if left > 0 {
-            let remote =
-                shared.regions.remote(self.qpn, rkey, address, u64::from(left), Access::REMOTE_WRITE);
-            let (memory, offset) = remote.map_err(|why| Refused::access(count, why))?;
-            // More than a packet is left: a whole path MTU. Otherwise exactly what is left.
-            if payload.len() != mtu.min(left as usize)
-                || (opcode.is_first() || opcode.is_middle()) != (left as usize > mtu)
-            {
-                return Err(Refused::invalid(count));
-            }
-            memory.write(offset, payload).map_err(|_| Refused::operational(count))?;
-        } else if !payload.is_empty() || !opcode.is_only() {
-            return Err(Refused::invalid(count));
-        }
-        shared.counters.rcvd_bytes += payload.len() as u64;
-        self.accept(count, 1);
-        self.responder.acknowledgeable = Some(count);
-        if opcode.is_first() || opcode.is_middle() {
-            let length = payload.len();
-            let left = left.saturating_sub(u32::try_from(length).unwrap_or(u32::MAX));
-            let address = address.wrapping_add(length as u64);
-            self.responder.message = Message::Write { address, rkey, left, total };
-            return Ok(());
-        }
-        self.end_message();
-        if let Some(immediate) = packet.immediate() {
-            let kind = CompletionKind::ReceiveWriteImmediate;
-            self.deliver(shared, kind, total, Some(immediate.value), None);
-        }
-        Ok(())
-    }
-
-    fn execute_read(
-        &mut self,
-        shared: &mut Shared,
-        packet: &Packet<'_>,
-        count: u64,
-        mtu: usize,
-    ) -> Result<(), Refused> {
-        let Some(reth) = packet.reth() else { return Err(Refused::invalid(count)) };
-        let rkey = RKey::new(reth.rkey.expose());
-        let (address, length) = (reth.virtual_address, reth.dma_length);
-        if length > 0 {
-            shared
-                .regions
-                .remote(self.qpn, rkey, address, u64::from(length), Access::REMOTE_READ)
-                .map_err(|why| Refused::access(count, why))?;
-        }
-        let packets = u64::from(length).div_ceil(mtu.max(1) as u64).max(1);
-        self.accept(count, packets);
-        self.end_message();
-        let end = count.saturating_add(packets);
-        let read = Read { address, rkey, length, start: count, next: count, until: end };
-        let responder = &mut self.responder;
-        let kind = Kind::Read(read);
-        let resource = Resource { first: count, end, msn: responder.msn, kind, pending: true };
-        let id = responder.resources.push(resource);
-        responder.answers.resource(id, count);
-        shared.counters.responded_reads += 1;
-        Ok(())
-    }
-
-    fn execute_atomic(
-        &mut self,
-        shared: &mut Shared,
-        packet: &Packet<'_>,
-        count: u64,
-    ) -> Result<(), Refused> {
-        let Some(request) = packet.atomic_eth() else { return Err(Refused::invalid(count)) };
-        let rkey = RKey::new(request.rkey.expose());
-        let remote = shared.regions.remote(self.qpn, rkey, request.virtual_address, 8, Access::REMOTE_ATOMIC);
-        let (memory, offset) = remote.map_err(|why| Refused::access(count, why))?;
-        // IBTA 9.4.5: 8 aligned bytes. Judged after the key, as by rxe.
-        if request.virtual_address % 8 != 0 {
-            return Err(Refused::invalid(count));
-        }
-        let result = if packet.opcode() == Opcode::CompareSwap {
-            memory.compare_swap(offset, request.compare, request.swap_or_add)
-        } else {
-            memory.fetch_add(offset, request.swap_or_add)
-        };
-        // A window may begin at an odd place of its region, where no atomic instruction reaches.
-        let original = result.map_err(|_| Refused::invalid(count))?;
-        self.accept(count, 1);
-        self.end_message();
-        let responder = &mut self.responder;
-        responder.acknowledgeable = Some(count);
-        let kind = Kind::Atomic { original };
-        let end = count.saturating_add(1);
-        let resource = Resource { first: count, end, msn: responder.msn, kind, pending: true };
-        let id = responder.resources.push(resource);
-        responder.answers.resource(id, count);
-        shared.counters.responded_atomics += 1;
-        Ok(())
-    }
-
-    /// The request is executed: the next PSN is expected.
-    fn accept(&mut self, count: u64, packets: u64) {
-        self.responder.expected = count.saturating_add(packets);
-    }
-
-    fn end_message(&mut self) {
-        self.responder.message = Message::None;
-        self.responder.msn = self.responder.msn.wrapping_add(1) & 0x00FF_FFFF;
-    }
-
-    fn deliver(
-        &mut self,
-        shared: &mut Shared,
-        kind: CompletionKind,
-        length: u32,
-        immediate: Option<u32>,
-        invalidated: Option<RKey>,
-    ) {
-        if let Some(receive) = self.responder.receive.take() {
-            self.complete_receive(shared, receive, received(kind, length, immediate, invalidated));
-        }
-    }
-
-    /// A request that was executed before (IBTA 9.7.5.1.4).
-    fn handle_duplicate(&mut self, shared: &mut Shared, packet: &Packet<'_>, count: Option<u64>) {
-        shared.counters.duplicate_request += 1;
-        let opcode = packet.opcode();
-        let responder = &mut self.responder;
-        if opcode.is_send() || opcode.is_write() {
-            // One ACK for the newest that can be acknowledged, whichever it is a duplicate of.
-            if let Some(newest) = responder.acknowledgeable.filter(|_| count.is_some()) {
-                responder.answers.acknowledge(newest, responder.msn);
-                shared.counters.replayed_acks += 1;
-                return;
-            }
-        } else if let Some(count) = count
-            && self.replay(shared, packet, count)
-        {
-            return;
-        }
-        shared.counters.dropped_duplicate += 1;
-    }
-
-    /// Answers a READ or an atomic again from the resource table. Tells whether that holds it.
-    fn replay(&mut self, shared: &mut Shared, packet: &Packet<'_>, count: u64) -> bool {
-        let mtu = self.flows.as_ref().map_or(0, |flows| flows.mtu) as u64;
-        let Some((id, resource)) = self.responder.resources.find(count) else { return false };
-        let first = resource.first;
-        match &mut resource.kind {
-            Kind::Atomic { .. } if packet.opcode().is_atomic() => shared.counters.replayed_atomics += 1,
-            Kind::Read(read) if packet.opcode() == Opcode::ReadRequest => {
-                // Within what was asked for, from the start of a response on.
-                let Some(reth) = packet.reth() else { return false };
-                let skipped = (count - first).saturating_mul(mtu);
-                let packets = u64::from(reth.dma_length).div_ceil(mtu.max(1)).max(1);
-                let until = count.saturating_add(packets);
-                let inside = reth.rkey.expose() == read.rkey.expose()
-                    && reth.virtual_address == read.address.wrapping_add(skipped)
-                    && skipped.saturating_add(u64::from(reth.dma_length)) <= u64::from(read.length)
-                    && until <= resource.end;
-                if !inside {
-                    return false;
-                }
-                shared.counters.replayed_reads += 1;
-                if resource.pending && count >= read.next && until <= read.until {
-                    return true;
-                }
-                (read.start, read.next, read.until) = (count, count, until);
-            }
-            _ => return false,
-        }
-        if !std::mem::replace(&mut resource.pending, true) {
-            self.responder.answers.resource(id, first);
-        }
-        true
     }
 
     /// Refuses for good: a NAK, and ERR.

@@ -1,35 +1,12 @@
 //! The states of a queue pair: what a transition sets, and what ERR and RESET do with what was posted.
 
-use secure_rdma_rdma::{
-    Error, ErrorCode, PostError, QpAttr, QpState, Result, SendOperation, SendRequest, WcStatus, transition,
-};
+use secure_rdma_rdma::{Error, ErrorCode, QpAttr, QpState, Result, SendOperation, WcStatus, transition};
 
-use super::local::{self, Judged};
 use super::path::{Flows, Path};
 use super::queue_pair::{QueuePair, Shared};
-use super::receive_queue::full;
 use super::requester::Requester;
 use super::schedule::Standing;
 use super::work::Work;
-
-/// Refuses receives where they cannot be posted.
-pub(super) fn takes_receives(state: QpState, shared: bool) -> Result<()> {
-    if shared {
-        return Err(Error::new(
-            ErrorCode::InvalidArgument,
-            "this queue pair's receives are posted to its shared receive queue",
-        ));
-    }
-    match state {
-        QpState::Reset => Err(not_postable(state, "receives are posted from INIT on")),
-        _ => Ok(()),
-    }
-}
-
-/// The error of a post in the wrong state.
-pub(super) fn not_postable(state: QpState, rule: &str) -> Error {
-    Error::new(ErrorCode::Post, format!("the queue pair is in {state}: {rule}"))
-}
 
 impl QueuePair {
     /// Moves the queue pair.
@@ -141,39 +118,6 @@ impl QueuePair {
         self.state = QpState::Reset;
     }
 
-    /// Posts sends.
-    pub(super) fn post_send(
-        &mut self,
-        shared: &mut Shared,
-        requests: &[SendRequest],
-    ) -> std::result::Result<(), PostError> {
-        self.takes_sends()?;
-        for (posted, request) in requests.iter().enumerate() {
-            self.post_one(shared, request).map_err(|error| PostError { posted, error })?;
-        }
-        Ok(())
-    }
-
-    fn post_one(&mut self, shared: &mut Shared, request: &SendRequest) -> Result<()> {
-        let Judged { length, writable } = local::check(&request.local, &shared.regions, self.caps.max_sge)?;
-        check_operation(request, length)?;
-        if !self.has_send_room() {
-            return Err(full("send"));
-        }
-        let mtu = self.flows.as_ref().map_or(1, |flows| flows.mtu);
-        let first = self.requester.posted;
-        let packets = Work::packets(&request.operation, length, mtu);
-        let request = request.clone();
-        let work = Work { request, length, first, packets, writable, done: false, failed: None };
-        if self.state == QpState::Err {
-            self.flush_work(shared, work, WcStatus::WR_FLUSH_ERR);
-        } else {
-            self.requester.posted = work.end();
-            self.requester.works.push_back(work);
-        }
-        Ok(())
-    }
-
     /// What the transport does at every entry: nothing is due in states that do nothing.
     pub(super) fn answers_requests(&self) -> bool {
         matches!(self.state, QpState::Rtr | QpState::Rts | QpState::Sqd)
@@ -183,34 +127,6 @@ impl QueuePair {
     pub(super) fn takes_responses(&self) -> bool {
         matches!(self.state, QpState::Rts | QpState::Sqd)
     }
-}
-
-/// What only the operation decides.
-fn check_operation(request: &SendRequest, length: u32) -> Result<()> {
-    let invalid = |message: String| Err(Error::new(ErrorCode::InvalidArgument, message));
-    match &request.operation {
-        SendOperation::CompareSwap { remote, .. } | SendOperation::FetchAdd { remote, .. } => {
-            let pieces = request.local.len();
-            if length != 8 || pieces != 1 || remote.address % 8 != 0 {
-                return invalid(format!(
-                    "an atomic works on 8 aligned bytes, not on {length} bytes in {pieces} pieces"
-                ));
-            }
-        }
-        SendOperation::Bind { window, target, .. } => {
-            if window.as_any().downcast_ref::<super::regions::WindowId>().is_none() {
-                return invalid("the memory window is not one of this device".to_owned());
-            }
-            if !target.is_inside() {
-                return invalid("the range to bind does not lie inside its region".to_owned());
-            }
-        }
-        _ => {}
-    }
-    if request.operation.is_local() && length > 0 {
-        return invalid("a bind or an invalidation takes no local bytes".to_owned());
-    }
-    Ok(())
 }
 
 /// What drivers check and the transition table does not: the values.

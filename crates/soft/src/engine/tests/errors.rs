@@ -255,6 +255,35 @@ fn a_silent_peer_is_given_up_after_all_copies() {
 }
 
 #[test]
+fn an_engine_that_was_not_run_gives_its_peer_one_more_chance() {
+    for adaptive in [false, true] {
+        let mut options = Options { retry_count: 2, ..Options::default() };
+        options.config.adaptive_timeout = adaptive;
+        let mut pair = Pair::with(options);
+        let local = pair.sides[0].region(8, ALL);
+        let inbox = pair.sides[1].region(8, ALL);
+        pair.receive(1, &inbox, 0, 8);
+        pair.filter = Box::new(|_| Fate::Drop);
+        pair.send(0, SEND, &[(&local, 0, 8)]);
+        pair.exchange();
+        // The process was stopped for a minute.
+        pair.now += Duration::from_secs(60);
+        pair.filter = Box::new(|_| Fate::Pass);
+        pair.run();
+        assert_eq!(pair.sides[0].statuses(), [(1, 0)]);
+
+        pair.filter = Box::new(|_| Fate::Drop);
+        pair.send(0, SEND, &[(&local, 0, 8)]);
+        pair.exchange();
+        pair.now += Duration::from_secs(60);
+        let stopped = pair.now;
+        pair.run();
+        assert_eq!(pair.sides[0].statuses(), [(1, 0), (2, 12)]);
+        assert_eq!(pair.now - stopped, Duration::from_nanos(4096 << 14), "and only one");
+    }
+}
+
+#[test]
 fn a_timeout_code_of_0_is_never() {
     let mut pair = Pair::with(Options { timeout: 0, ..Options::default() });
     let local = pair.sides[0].region(8, ALL);
