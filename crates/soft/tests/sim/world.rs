@@ -301,7 +301,8 @@ impl World {
         };
         let before = served(engine.counters());
         engine.handle_packet(now, &arrival, &datagram.bytes);
-        let executed = served(engine.counters()) != before;
+        let refused = endpoint.is_some_and(|at| engine.state(self.endpoints[at].qpn) == Some(QpState::Err));
+        let executed = refused || served(engine.counters()) != before;
         if self.scenario.trace {
             let shown = packet.map_or_else(|| "no packet".to_owned(), |packet| packet.to_string());
             eprintln!("{:>15} to {host} {:?} accepted={accepted} {shown}", self.now, datagram.origin);
