@@ -124,10 +124,9 @@ impl QueuePair {
     fn advance(&mut self, shared: &mut Shared, to: u64) {
         let (requester, Some(flows)) = (&mut self.requester, &self.flows) else { return };
         let Some(work) = requester.works.front() else { return };
-        // What was sent since the last time of going back is in flight until now.
-        let sent = to.min(requester.next);
-        if requester.oldest < sent && requester.charged != (0, 0) {
-            let (from, until) = (requester.oldest - work.first, sent - work.first);
+        let charged = to.min(requester.charged_to);
+        if requester.oldest < charged && requester.charged != (0, 0) {
+            let (from, until) = (requester.oldest - work.first, charged - work.first);
             let charge = charge(until - from, work.bytes(from, until, flows.mtu));
             let charge = match (work.is_read(), work.is_atomic()) {
                 (true, _) => (0, charge),
@@ -137,7 +136,9 @@ impl QueuePair {
             requester.release(shared, flows, charge);
         }
         requester.oldest = to;
+        requester.charged_to = requester.charged_to.max(to);
         if requester.next < to {
+            requester.window.on_late_answer();
             let within = to - requester.works.front().map_or(to, |work| work.first);
             requester.next = to;
             requester.cursor = (0, u32::try_from(within).unwrap_or(u32::MAX));
@@ -185,14 +186,14 @@ impl QueuePair {
 
     /// Goes back because of a NAK, unless that was done already for the same loss: rxe too has one retry at a time.
     fn go_back_once(&mut self, shared: &mut Shared) {
-        let (requester, Some(flows)) = (&mut self.requester, &self.flows) else { return };
+        let requester = &mut self.requester;
         // While the peer has asked to wait, what comes behind the refused request means nothing.
         if requester.clock.rnr_until.is_some() || requester.went_back == Some(requester.oldest) {
             return;
         }
         requester.went_back = Some(requester.oldest);
         requester.window.on_loss(requester.oldest, requester.newest);
-        requester.go_back(shared, flows);
+        requester.go_back(shared);
     }
 
     fn handle_rnr(&mut self, shared: &mut Shared, now: Instant, timer: RnrTimer) {
@@ -209,7 +210,8 @@ impl QueuePair {
         }
         requester.clock.rnr_until = Some(now.checked_add(timer.duration()).unwrap_or(now));
         requester.went_back = None;
-        requester.go_back(shared, flows);
+        requester.go_back(shared);
+        requester.release_all(shared, flows);
     }
 
     fn handle_atomic(&mut self, shared: &mut Shared, now: Instant, packet: &Packet<'_>) {

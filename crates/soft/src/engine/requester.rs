@@ -39,6 +39,8 @@ pub(super) struct Requester {
     unasked: u32,
     /// What this queue pair has in flight to the peer's receive buffer, and to the own.
     pub(super) charged: (u64, u64),
+    /// Up to which PSN that is so. A packet that is sent again takes no more: its first copy may still be there.
+    pub(super) charged_to: u64,
     pub(super) clock: Clock,
     /// Where a NAK has made us go back to: another that says the same is of the same loss.
     pub(super) went_back: Option<u64>,
@@ -68,6 +70,7 @@ impl Requester {
             window: CongestionWindow::new(config.initial_window, config.max_window),
             unasked: 0,
             charged: (0, 0),
+            charged_to: 0,
             clock: Clock::new(),
             went_back: None,
         }
@@ -153,14 +156,19 @@ impl Requester {
     }
 
     /// Sends everything from the oldest PSN that is not acknowledged again: go-back-N (IBTA 9.7.5.1.1).
-    pub(super) fn go_back(&mut self, shared: &mut Shared, flows: &Flows) {
+    pub(super) fn go_back(&mut self, shared: &mut Shared) {
         self.next = self.oldest;
         let first = self.works.front().map_or(self.oldest, |work| work.first);
         self.cursor = (0, u32::try_from(self.oldest.saturating_sub(first)).unwrap_or(u32::MAX));
         self.unasked = 0;
         self.clock.probe = None;
-        self.release(shared, flows, self.charged);
         shared.counters.completer_retry_err += 1;
+    }
+
+    /// Gives back everything: nothing of it can be in flight any more.
+    pub(super) fn release_all(&mut self, shared: &mut Shared, flows: &Flows) {
+        self.release(shared, flows, self.charged);
+        self.charged_to = self.oldest;
     }
 
     /// Gives back what is not in flight any more.
@@ -222,14 +230,16 @@ impl QueuePair {
             if !batch.fits(length) {
                 break;
             }
-            if part.charge.0 > room.0 || part.charge.1 > room.1 {
-                short_of = Some(match part.charge {
+            let charged_already = requester.next < requester.charged_to;
+            let new = if charged_already { (0, 0) } else { part.charge };
+            if new.0 > room.0 || new.1 > room.1 {
+                short_of = Some(match new {
                     (charge, _) if charge > room.0 => (peer, charge),
                     (_, charge) => (BudgetId::Own, charge),
                 });
                 break;
             }
-            room = (room.0 - part.charge.0, room.1 - part.charge.1);
+            room = (room.0 - new.0, room.1 - new.1);
 
             // An acknowledgement is asked for at the end of a message, every so often within one, and before the window
             // or the budget stops us: else nothing would tell that they may move on.
@@ -251,9 +261,10 @@ impl QueuePair {
                 requester.clock.probe = Some((requester.next, now));
             }
             requester.unasked = if asks { 0 } else { requester.unasked + 1 };
-            requester.charged.0 = requester.charged.0.saturating_add(part.charge.0);
-            requester.charged.1 = requester.charged.1.saturating_add(part.charge.1);
+            requester.charged.0 = requester.charged.0.saturating_add(new.0);
+            requester.charged.1 = requester.charged.1.saturating_add(new.1);
             requester.step(part.packets);
+            requester.charged_to = requester.charged_to.max(requester.next);
         }
         shared.budgets.take(peer, requester.charged.0 - charged.0);
         shared.budgets.take(BudgetId::Own, requester.charged.1 - charged.1);

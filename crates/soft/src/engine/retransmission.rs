@@ -51,6 +51,7 @@ impl Requester {
         self.clock.rnr_until = None;
         self.clock.rnr_naks = 0;
         self.went_back = None;
+        self.window.on_progress();
         if let Some((count, sent)) = self.clock.probe
             && count < self.oldest
         {
@@ -140,7 +141,11 @@ impl QueuePair {
         }
         requester.clock.expired = requester.clock.expired.saturating_add(1);
         requester.went_back = None;
-        requester.window.on_loss(requester.oldest, requester.newest);
-        requester.go_back(shared, flows);
+        requester.window.on_timeout(requester.newest);
+        requester.go_back(shared);
+        // A first time may be too early: the peer may still have to read it all. After a second nothing is on the way.
+        if requester.clock.expired > 1 {
+            requester.release_all(shared, flows);
+        }
     }
 }

@@ -62,7 +62,7 @@ impl QueuePair {
     /// Gives back what the queue pair has in flight, and its share of the peer's receive buffer.
     pub(super) fn leave_path(&mut self, shared: &mut Shared) {
         let Some(flows) = self.flows.take() else { return };
-        self.requester.release(shared, &flows, self.requester.charged);
+        self.requester.release_all(shared, &flows);
         if flows.path.receive_buffer.is_some() {
             shared.budgets.leave(flows.path.peer);
         }
@@ -73,7 +73,7 @@ impl QueuePair {
         self.state = QpState::Err;
         self.requester.stop_timers();
         if let Some(flows) = &self.flows {
-            self.requester.release(shared, flows, self.requester.charged);
+            self.requester.release_all(shared, flows);
         }
         self.requester.reads.clear();
         for work in std::mem::take(&mut self.requester.works) {
@@ -83,6 +83,7 @@ impl QueuePair {
         self.requester.posted = self.requester.newest;
         self.requester.oldest = self.requester.newest;
         self.requester.next = self.requester.newest;
+        self.requester.charged_to = self.requester.newest;
         for receive in self.responder.receive.take().into_iter().chain(std::mem::take(&mut self.receives)) {
             self.fail_receive(shared, receive, WcStatus::WR_FLUSH_ERR);
         }

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use rustc_hash::FxHashMap;
 use secure_rdma_rdma::Qpn;
 
-/// The unacknowledged PSNs that a queue pair may have: halved on loss, grown by acknowledgement (as TCP's, RFC 5681,
-/// but in packets and between fixed bounds).
+/// The unacknowledged PSNs that a queue pair may have: halved on loss, one after a timeout, grown by acknowledgement (as
+/// TCP's, RFC 5681, but in packets and between fixed bounds).
 pub(super) struct CongestionWindow {
     size: u32,
     most: u32,
@@ -17,6 +17,8 @@ pub(super) struct CongestionWindow {
     acknowledged: u32,
     /// Losses of what was sent before this count are the same loss.
     recover: u64,
+    /// The size before a timeout, until it is known whether that came too early.
+    before_timeout: Option<u32>,
 }
 
 /// The smallest window: a forged CNP, or loss, cannot bring a queue pair below.
@@ -26,7 +28,7 @@ impl CongestionWindow {
     pub(super) fn new(initial: u32, most: u32) -> Self {
         let most = most.max(LEAST);
         let size = initial.clamp(LEAST, most);
-        Self { size, most, threshold: most, acknowledged: 0, recover: 0 }
+        Self { size, most, threshold: most, acknowledged: 0, recover: 0, before_timeout: None }
     }
 
     pub(super) fn size(&self) -> u32 {
@@ -47,6 +49,30 @@ impl CongestionWindow {
             self.acknowledged = 0;
             self.size = (self.size + 1).min(self.most);
         }
+    }
+
+    /// Nothing was answered for a whole timeout. One packet asks whether anything arrived: if everything did, its
+    /// answer says so, and nothing more is sent again.
+    pub(super) fn on_timeout(&mut self, newest: u64) {
+        if self.before_timeout.is_none() {
+            self.before_timeout = Some(self.size);
+            self.threshold = (self.size / 2).max(LEAST);
+        }
+        self.size = 1;
+        self.acknowledged = 0;
+        self.recover = newest;
+    }
+
+    /// What was not sent again was acknowledged: the timeout came too early (as by RFC 3522, Eifel).
+    pub(super) fn on_late_answer(&mut self) {
+        if let Some(size) = self.before_timeout.take() {
+            self.size = size;
+        }
+    }
+
+    /// Something was acknowledged.
+    pub(super) fn on_progress(&mut self) {
+        self.before_timeout = None;
     }
 
     /// Something in flight was lost, or a switch on the way was full: everything up to `newest` was sent before.
@@ -198,6 +224,23 @@ mod tests {
         assert_eq!(window.size(), 33);
         (1..20).for_each(|n| window.on_loss(1000 * n, 1000 * n + 1));
         assert_eq!(window.size(), LEAST);
+    }
+
+    #[test]
+    fn a_timeout_leaves_one_packet_and_is_undone_if_it_came_too_early() {
+        let mut window = CongestionWindow::new(64, 128);
+        window.on_timeout(64);
+        window.on_timeout(64);
+        assert_eq!(window.size(), 1);
+        window.on_late_answer();
+        assert_eq!(window.size(), 64);
+        window.on_timeout(64);
+        window.on_progress();
+        window.on_late_answer();
+        window.on_acknowledged(1);
+        assert_eq!(window.size(), 2, "it was not too early");
+        (0..10).for_each(|_| window.on_acknowledged(10));
+        assert_eq!(window.size(), 33, "quickly to half of what it was, slowly from there");
     }
 
     #[test]
