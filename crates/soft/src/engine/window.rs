@@ -86,13 +86,17 @@ impl CongestionWindow {
     }
 }
 
-/// What a datagram takes of a socket's receive buffer beside its bytes: the kernel counts its own structures too
-/// (`skb->truesize`; about 800 bytes on x86-64).
-const OVERHEAD: u64 = 832;
+/// What a datagram takes of a socket's receive buffer beside twice its bytes. The kernel counts what it allocates
+/// (`skb->truesize`): 256 bytes for its own structure, and the datagram with headers and 320 bytes behind it, rounded up
+/// to a power of two. On loopback 4096 bytes of payload take 8448 bytes, 256 take 1280.
+const OVERHEAD: u64 = 1056;
 
-/// What `packets` packets with `bytes` bytes of payload in all take of a receive buffer.
+/// The most payload of a packet. One may be in flight in any case.
+const LARGEST: u64 = 4096;
+
+/// What `packets` packets with `bytes` bytes of payload in all take of a receive buffer at the most.
 pub(super) fn charge(packets: u64, bytes: u64) -> u64 {
-    packets.saturating_mul(OVERHEAD).saturating_add(bytes)
+    packets.saturating_mul(OVERHEAD).saturating_add(bytes.saturating_mul(2))
 }
 
 /// What a receive buffer holds, and what is on the way to it.
@@ -129,7 +133,7 @@ impl Budgets {
     /// A queue pair with this peer comes. Of different limits the smallest holds.
     pub(super) fn join(&mut self, peer: SocketAddr, limit: u32) {
         let budget = self.peers.entry(peer).or_insert_with(|| Budget::new(limit));
-        budget.limit = budget.limit.min(u64::from(limit));
+        budget.limit = budget.limit.min(usable(limit));
         budget.users += 1;
     }
 
@@ -155,7 +159,7 @@ impl Budgets {
     pub(super) fn room(&mut self, id: BudgetId) -> u64 {
         match self.get(id) {
             None => u64::MAX,
-            Some(budget) if budget.in_flight == 0 => budget.limit.max(8192),
+            Some(budget) if budget.in_flight == 0 => budget.limit.max(charge(1, LARGEST)),
             Some(budget) => budget.limit.saturating_sub(budget.in_flight),
         }
     }
@@ -198,9 +202,14 @@ impl Budgets {
     }
 }
 
+fn usable(limit: u32) -> u64 {
+    u64::from(limit) / 4 * 3
+}
+
 impl Budget {
+    /// Up to a quarter of a receive buffer stays taken after it was read (`udp_rmem_release` in the kernel's net/ipv4/udp.c).
     fn new(limit: u32) -> Self {
-        Self { limit: u64::from(limit), in_flight: 0, users: 0, waiting: VecDeque::new() }
+        Self { limit: usable(limit), in_flight: 0, users: 0, waiting: VecDeque::new() }
     }
 }
 
@@ -250,8 +259,8 @@ mod tests {
         let mut budgets = Budgets::new(None);
         assert_eq!(budgets.room(BudgetId::Own), u64::MAX);
         budgets.join(peer, 20_000);
-        budgets.join(peer, 10_000);
-        budgets.take(id, 9_000);
+        budgets.join(peer, 13_336);
+        budgets.take(id, 9_002);
         assert_eq!(budgets.room(id), 1_000, "the smaller limit holds");
         let (one, other) = (Qpn::new(0x100).unwrap(), Qpn::new(0x101).unwrap());
         budgets.wait(id, one, 1_500);
@@ -259,7 +268,7 @@ mod tests {
         assert_eq!(budgets.next_waiting(id), None, "there is some room, but not enough");
         budgets.take(id, 2_000);
         assert_eq!((budgets.room(id), budgets.next_waiting(id)), (0, None));
-        budgets.give_back(id, 3_000);
+        budgets.give_back(id, 3_002);
         assert_eq!((budgets.next_waiting(id), budgets.next_waiting(id)), (Some(one), Some(other)));
         budgets.leave(peer);
         budgets.leave(peer);
