@@ -6,6 +6,13 @@
 
 #![deny(unsafe_code)]
 
+// What tests/ shares is of use within, too.
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod common;
+#[cfg(test)]
+extern crate self as secure_rdma_soft;
+
 mod capture;
 mod core;
 mod device;

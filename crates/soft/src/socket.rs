@@ -170,6 +170,16 @@ impl Socket {
         getsockopt(&self.descriptor, MemoryInfo).map(|values| values[8])
     }
 
+    /// Sends without checksums, which the kernel answers with EINVAL for every batch.
+    #[cfg(test)]
+    pub(crate) fn refuse_batches(&self) {
+        let option = match self.local {
+            SocketAddr::V4(_) => Number { level: libc::SOL_SOCKET, name: libc::SO_NO_CHECK },
+            SocketAddr::V6(_) => Number { level: libc::IPPROTO_UDP, name: libc::UDP_NO_CHECK6_TX },
+        };
+        setsockopt(&self.descriptor, option, &1).unwrap();
+    }
+
     /// The address that it is bound to.
     pub(crate) fn local(&self) -> SocketAddr {
         self.local

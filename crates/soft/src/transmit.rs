@@ -205,3 +205,33 @@ impl Core {
         capture.write(&headers, 0, transmit.segment_size, bytes);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use secure_rdma_rdma::SendOperation;
+
+    use crate::common::{Terms, bytes, connected, read_back, remote, request};
+
+    #[test]
+    fn a_batch_that_the_kernel_refuses_is_sent_packet_by_packet_and_so_are_all_that_follow() {
+        for (address, most) in [("127.0.0.1", 1), ("::1", 1)] {
+            let terms = Terms { address: address.parse().unwrap(), ..Terms::default() };
+            let (one, other) = connected(&terms);
+            let family = one.device.owner().ports.of(terms.address).unwrap();
+            family.send.refuse_batches();
+            let (ours, theirs) = (one.region(200_000), other.region(200_000));
+            for round in 0..3 {
+                ours.memory().write(0, &bytes(200_000, round)).unwrap();
+                let write = SendOperation::Write { remote: remote(&theirs, 0), immediate: None };
+                one.send(request(1, write, &ours, 0, 200_000));
+                one.done();
+                assert_eq!(read_back(&theirs, 0, 200_000), bytes(200_000, round));
+            }
+            let counters = one.device.counters().sockets;
+            assert_eq!((counters.refused_batches, counters.unsent_packets), (most, 0));
+            assert_eq!(counters.send_calls, counters.sent_packets);
+            let engine = other.device.counters().engine;
+            assert_eq!((engine.dropped_icrc, engine.sent_seq_err), (0, 0), "every ICRC was right");
+        }
+    }
+}

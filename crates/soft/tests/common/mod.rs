@@ -259,7 +259,9 @@ pub(crate) fn remote(region: &Region, offset: u64) -> RemoteSlice {
 pub(crate) const SEND: SendOperation = SendOperation::Send { immediate: None };
 
 pub(crate) fn bytes(length: usize, seed: u8) -> Vec<u8> {
-    (0..length).map(|i| (i.wrapping_mul(31) >> 3) as u8 ^ (i as u8).wrapping_add(seed)).collect()
+    (0..length)
+        .map(|i| (i.wrapping_mul(31) >> 3).to_le_bytes()[0] ^ i.to_le_bytes()[0].wrapping_add(seed))
+        .collect()
 }
 
 pub(crate) fn read_back(region: &Region, offset: usize, length: usize) -> Vec<u8> {
