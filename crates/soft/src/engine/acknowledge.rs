@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use secure_rdma_rdma::Access;
 use secure_rdma_roce::{Aeth, AtomicAckEth, Bth, Credits, Extension, Headers, NakCode, Opcode, Syndrome};
 
+use super::defects::Defect;
 use super::packetizer::Batch;
 use super::queue_pair::{QueuePair, Shared};
 use super::resources::{Kind, ResourceId};
@@ -41,6 +42,12 @@ impl Answers {
         }
         self.push(Answer::Acknowledge { count, syndrome: ACK, msn });
         false
+    }
+
+    /// Puts an ACK before everything that is due: a planted defect.
+    #[cfg(feature = "defects")]
+    pub(super) fn overtake(&mut self, count: u64, msn: u32) {
+        self.queue.push_front(Answer::Acknowledge { count, syndrome: ACK, msn });
     }
 
     pub(super) fn refuse(&mut self, count: u64, syndrome: Syndrome, msn: u32) {
@@ -171,6 +178,7 @@ impl QueuePair {
         };
         let extension = if opcode.has_aeth() { Extension::Aeth(aeth) } else { Extension::None };
         let offset = read.next.saturating_sub(resource.first).saturating_mul(flows.mtu as u64);
+        let beyond = shared.config.planted(Defect::ReplayBeyondRange) && read.start > resource.first;
         let left = u64::from(read.length).saturating_sub(offset);
         let length = usize::try_from(left).unwrap_or(usize::MAX).min(flows.mtu);
         let bth = Bth::new(opcode, flows.peer.get(), self.responder.sequence.psn(read.next));
@@ -182,7 +190,7 @@ impl QueuePair {
             batch.push(&flows.out, &headers, 0, |_| true)
         } else {
             // Judged anew for each packet: the region may have gone since the request.
-            let address = read.address.wrapping_add(offset);
+            let address = read.address.wrapping_add(offset).wrapping_add(u64::from(beyond));
             match shared.regions.remote(self.qpn, read.rkey, address, length as u64, Access::REMOTE_READ) {
                 Ok((memory, from)) => batch.push(&flows.out, &headers, length, |buffer| {
                     memory.append_to(from, length, buffer).is_ok()

@@ -5,6 +5,7 @@ use std::time::Instant;
 use secure_rdma_rdma::{QpState, SendOperation, WcStatus};
 use secure_rdma_roce::{NakCode, Opcode, Packet, RnrTimer, Syndrome};
 
+use super::defects::Defect;
 use super::local;
 use super::queue_pair::{QueuePair, Shared};
 use super::window::charge;
@@ -15,6 +16,10 @@ impl QueuePair {
         let requester = &self.requester;
         let count = requester.sequence.count(packet.psn(), requester.oldest);
         // IBTA 9.7.5.1.1: what lies outside the outstanding PSNs is late, or forged. rxe takes everything ahead.
+        let ahead = shared.config.planted(Defect::AckAheadAccepted)
+            && packet.opcode() == Opcode::Acknowledge
+            && requester.oldest < requester.newest;
+        let count = count.map(|count| if ahead { count.min(requester.newest - 1) } else { count });
         let Some(count) = count.filter(|count| (requester.oldest..requester.newest).contains(count)) else {
             shared.counters.dropped_response_psn += 1;
             return;
@@ -81,6 +86,11 @@ impl QueuePair {
                     _ => (&mut shared.counters.rcvd_operational_err, WcStatus::REM_OP_ERR),
                 };
                 *counter += 1;
+                let status = if shared.config.planted(Defect::WrongStatus) {
+                    WcStatus::REM_INV_REQ_ERR
+                } else {
+                    status
+                };
                 self.acknowledge_before(shared, now, count);
                 self.fail_first(shared, status);
             }
@@ -115,7 +125,11 @@ impl QueuePair {
         let acknowledged = self.requester.oldest - before;
         if acknowledged > 0 {
             self.requester.window.on_acknowledged(acknowledged);
+            let before = self.requester.clock.progress;
             self.requester.progressed(now);
+            if shared.config.planted(Defect::RetriesNotReset) {
+                self.requester.clock.progress = before;
+            }
         }
         unanswered
     }
@@ -208,7 +222,9 @@ impl QueuePair {
             shared.counters.retry_rnr_exceeded_err += 1;
             return self.fail_first(shared, WcStatus::RNR_RETRY_EXC_ERR);
         }
-        requester.clock.rnr_until = Some(now.checked_add(timer.duration()).unwrap_or(now));
+        let ignored = shared.config.planted(Defect::RnrWaitIgnored);
+        let wait = if ignored { std::time::Duration::ZERO } else { timer.duration() };
+        requester.clock.rnr_until = Some(now.checked_add(wait).unwrap_or(now));
         requester.went_back = None;
         requester.go_back(shared);
         requester.release_all(shared, flows);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use secure_rdma_rdma::{Error, ErrorCode, Result};
 
+use super::defects::Defect;
 use super::receive_queue::ReceiveQueueId;
 
 /// How an engine behaves. The defaults are those of the device.
@@ -35,6 +36,9 @@ pub struct Config {
     pub receive_buffer: Option<u32>,
     /// Queue pairs that can exist.
     pub max_queue_pairs: u32,
+    /// Tests only: what this engine gets wrong.
+    #[cfg(feature = "defects")]
+    pub defect: Option<Defect>,
 }
 
 impl Default for Config {
@@ -51,11 +55,26 @@ impl Default for Config {
             max_segments: 64,
             receive_buffer: None,
             max_queue_pairs: 65_536,
+            #[cfg(feature = "defects")]
+            defect: None,
         }
     }
 }
 
 impl Config {
+    /// Whether this defect was planted.
+    #[cfg(feature = "defects")]
+    pub(super) fn planted(&self, defect: Defect) -> bool {
+        self.defect == Some(defect)
+    }
+
+    /// None can be planted.
+    #[cfg(not(feature = "defects"))]
+    #[expect(clippy::unused_self, reason = "it has one with the feature")]
+    pub(super) const fn planted(&self, _: Defect) -> bool {
+        false
+    }
+
     /// # Errors
     /// [`ErrorCode::InvalidArgument`] for values that make no sense.
     pub(super) fn check(&self) -> Result<()> {

@@ -1,7 +1,9 @@
 //! Requests that were executed before: never executed again, but answered again (IBTA 9.7.5.1.4).
 
+use secure_rdma_rdma::{Access, RKey};
 use secure_rdma_roce::{Opcode, Packet};
 
+use super::defects::Defect;
 use super::queue_pair::{QueuePair, Shared};
 use super::resources::Kind;
 
@@ -10,6 +12,13 @@ impl QueuePair {
     pub(super) fn handle_duplicate(&mut self, shared: &mut Shared, packet: &Packet<'_>, count: Option<u64>) {
         shared.counters.duplicate_request += 1;
         let opcode = packet.opcode();
+        if shared.config.planted(Defect::SendDeliveredTwice) && opcode == Opcode::SendOnly {
+            self.responder.receive = self.take_receive(shared);
+            let _ = self.execute_send(shared, packet, self.responder.expected.saturating_sub(1));
+        }
+        if shared.config.planted(Defect::MsnOnDuplicate) {
+            self.responder.msn += 1;
+        }
         let responder = &mut self.responder;
         if opcode.is_send() || opcode.is_write() {
             // One ACK for the newest that can be acknowledged, whichever it is a duplicate of.
@@ -32,7 +41,18 @@ impl QueuePair {
         let Some((id, resource)) = self.responder.resources.find(count) else { return false };
         let first = resource.first;
         match &mut resource.kind {
-            Kind::Atomic { .. } if packet.opcode().is_atomic() => shared.counters.replayed_atomics += 1,
+            Kind::Atomic { original } if packet.opcode().is_atomic() => {
+                shared.counters.replayed_atomics += 1;
+                if shared.config.planted(Defect::AtomicExecutedTwice)
+                    && let Some(again) = packet.atomic_eth()
+                    && let rkey = RKey::new(again.rkey.expose())
+                    && let right = Access::REMOTE_ATOMIC
+                    && let Ok((memory, at)) =
+                        shared.regions.remote(self.qpn, rkey, again.virtual_address, 8, right)
+                {
+                    *original = memory.fetch_add(at, again.swap_or_add).unwrap_or(*original);
+                }
+            }
             Kind::Read(read) if packet.opcode() == Opcode::ReadRequest => {
                 // Within what was asked for, from the start of a response on.
                 let Some(reth) = packet.reth() else { return false };

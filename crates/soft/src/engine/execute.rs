@@ -3,6 +3,7 @@
 use secure_rdma_rdma::{Access, CompletionKind, RKey, WcStatus};
 use secure_rdma_roce::{Opcode, Packet, Reth};
 
+use super::defects::Defect;
 use super::local;
 use super::queue_pair::{QueuePair, Shared, received};
 use super::resources::{Kind, Read, Resource};
@@ -35,7 +36,9 @@ impl QueuePair {
         let invalidated = packet.invalidate_key().map(|key| RKey::new(key.expose()));
         if let Some(rkey) = invalidated {
             // Only a window bound to this queue pair can be ended by its peer (IBTA 9.7.4.1.8).
-            shared.regions.invalidate(self.qpn, rkey).map_err(|why| Refused::access(count, why))?;
+            if !shared.config.planted(Defect::InvalidationIgnored) {
+                shared.regions.invalidate(self.qpn, rkey).map_err(|why| Refused::access(count, why))?;
+            }
             shared.counters.invalidates += 1;
         }
         shared.counters.rcvd_bytes += payload.len() as u64;
@@ -71,8 +74,12 @@ impl QueuePair {
         // All that is still to come is judged, so that the first packet meets a range that is too long. A message of 0
         // bytes may have any key and address (IBTA 9.7.4.1.4).
         if left > 0 {
-            let remote =
-                shared.regions.remote(self.qpn, rkey, address, u64::from(left), Access::REMOTE_WRITE);
+            let qpn = self.qpn;
+            #[cfg(feature = "defects")]
+            let any = shared.config.planted(Defect::KeyOnAnyQueuePair);
+            #[cfg(feature = "defects")]
+            let qpn = shared.regions.owner(rkey).filter(|_| any).unwrap_or(qpn);
+            let remote = shared.regions.remote(qpn, rkey, address, u64::from(left), Access::REMOTE_WRITE);
             let (memory, offset) = remote.map_err(|why| Refused::access(count, why))?;
             // More than a packet is left: a whole path MTU. Otherwise exactly what is left.
             if payload.len() != mtu.min(left as usize)

@@ -30,6 +30,7 @@ mod completer;
 mod config;
 mod congestion;
 mod counters;
+mod defects;
 mod duplicates;
 mod execute;
 mod keys;
@@ -58,6 +59,8 @@ mod work;
 
 pub use config::{Config, QueuePairCaps};
 pub use counters::Counters;
+#[cfg(feature = "defects")]
+pub use defects::Defect;
 pub use path::{Arrival, Path, Transmit};
 pub use receive_queue::ReceiveQueueId;
 pub use regions::{Keys, WindowId};

@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 use super::config::{Config, QueuePairCaps};
 use super::congestion::Notices;
 use super::counters::Counters;
+use super::defects::Defect;
 use super::packetizer::Batch;
 use super::path::{Flows, Transmit};
 use super::receive_queue::{PostedReceive, ReceiveQueues};
@@ -137,6 +138,9 @@ impl QueuePair {
     fn completed(&mut self, shared: &mut Shared, completion: Completion) {
         if completion.status == WcStatus::WR_FLUSH_ERR {
             shared.counters.flushed += 1;
+        }
+        if shared.config.planted(Defect::CompletionLost) && completion.id.0 % 61 == 7 {
+            return;
         }
         self.completions.push_back(completion);
         shared.schedule.news(self.qpn, &mut self.standing);

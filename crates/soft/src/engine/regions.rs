@@ -312,6 +312,12 @@ impl Regions {
         }
     }
 
+    /// The queue pair on which the window with this key is bound: for a planted defect.
+    #[cfg(feature = "defects")]
+    pub(super) fn owner(&self, rkey: RKey) -> Option<Qpn> {
+        self.openings.get(&rkey.expose())?.bound.map(|binding| binding.qpn)
+    }
+
     /// Where the `length` bytes at `address` are, if `rkey` gives the peer of `qpn` the rights `needed` to all of them.
     ///
     /// A request of 0 bytes is not asked about (brief §6: key and address are not checked then). Each packet of a long

@@ -7,6 +7,7 @@ use secure_rdma_rdma::{Psn, QpAttr};
 use secure_rdma_rdma::{QpState, SendFlags, WcStatus};
 
 use super::config::Config;
+use super::defects::Defect;
 use super::packetizer::Batch;
 use super::path::Flows;
 use super::queue_pair::{QueuePair, Shared};
@@ -218,7 +219,8 @@ impl QueuePair {
                 }
                 break;
             }
-            let window = u64::from(requester.window.size());
+            let over = shared.config.planted(Defect::WindowOffByOne);
+            let window = u64::from(requester.window.size()) + u64::from(over);
             let in_flight = requester.in_flight();
             if !requester.may_begin(work, self.state) || in_flight >= window {
                 break;
@@ -263,6 +265,12 @@ impl QueuePair {
             requester.unasked = if asks { 0 } else { requester.unasked + 1 };
             requester.charged.0 = requester.charged.0.saturating_add(new.0);
             requester.charged.1 = requester.charged.1.saturating_add(new.1);
+            if shared.config.planted(Defect::CountReleasedEarly)
+                && part.ends
+                && let Some(work) = requester.works.get_mut(requester.cursor.0)
+            {
+                shared.retired.slices(std::mem::take(&mut work.request.local));
+            }
             requester.step(part.packets);
             requester.charged_to = requester.charged_to.max(requester.next);
         }

@@ -10,6 +10,7 @@ use secure_rdma_rdma::{Access, AsyncEvent, QpAttr, RKey, WcStatus};
 use secure_rdma_roce::{NakCode, Opcode, Packet, PayloadRule, RnrTimer, Syndrome, bth::pad_count_for};
 
 use super::acknowledge::Answers;
+use super::defects::Defect;
 use super::local::MAX_MESSAGE;
 use super::queue_pair::{QueuePair, Shared};
 use super::receive_queue::PostedReceive;
@@ -145,6 +146,9 @@ impl QueuePair {
         let count = self.responder.sequence.count(packet.psn(), expected);
         match count {
             Some(count) if count > expected => return self.out_of_sequence(shared, now),
+            Some(_) if shared.config.planted(Defect::PsnWrapIgnored) && self.looks_old(packet) => {
+                return self.handle_duplicate(shared, packet, count);
+            }
             Some(count) if count == expected => {}
             count => return self.handle_duplicate(shared, packet, count),
         }
@@ -157,6 +161,10 @@ impl QueuePair {
                 let opcode = packet.opcode();
                 if packet.bth().ack_request && (opcode.is_send() || opcode.is_write()) {
                     let responder = &mut self.responder;
+                    #[cfg(feature = "defects")]
+                    if shared.config.planted(Defect::AckOvertakesRead) {
+                        responder.answers.overtake(expected, responder.msn);
+                    }
                     if responder.answers.acknowledge(expected, responder.msn) {
                         shared.counters.ack_deferred += 1;
                     }
@@ -173,6 +181,11 @@ impl QueuePair {
         }
     }
 
+    /// Whether a request's PSN is the smaller number: what a planted defect goes by.
+    fn looks_old(&self, packet: &Packet<'_>) -> bool {
+        packet.psn().expose() < self.responder.sequence.psn(self.responder.expected).minus(1).expose()
+    }
+
     /// A request before which something is missing (IBTA 9.7.5.1.1): one NAK per gap, and not too many a second, since
     /// anybody can forge what looks like one.
     fn out_of_sequence(&mut self, shared: &mut Shared, now: Instant) {
@@ -185,7 +198,7 @@ impl QueuePair {
         } else if !responder.rate.allows(now, shared.config.max_nak_rate) {
             shared.counters.limited_seq_err += 1;
         } else {
-            responder.gap_reported = true;
+            responder.gap_reported = !shared.config.planted(Defect::NakPerPacket);
             let syndrome = Syndrome::Nak(NakCode::PsnSequenceError);
             responder.answers.refuse(responder.expected, syndrome, responder.msn);
         }
@@ -226,7 +239,9 @@ impl QueuePair {
         }
         // 5. Lengths.
         let mtu = self.flows.as_ref().map_or(0, |flows| flows.mtu);
-        self.check_length(packet, count, mtu)?;
+        if !shared.config.planted(Defect::LengthUnchecked) {
+            self.check_length(packet, count, mtu)?;
+        }
         // 6. to 8. Key, execution, completion.
         if opcode.is_send() {
             self.execute_send(shared, packet, count)?;

@@ -2,6 +2,7 @@
 
 use secure_rdma_rdma::{Error, ErrorCode, QpAttr, QpState, Result, SendOperation, WcStatus, transition};
 
+use super::defects::Defect;
 use super::path::{Flows, Path};
 use super::queue_pair::{QueuePair, Shared};
 use super::requester::Requester;
@@ -76,6 +77,9 @@ impl QueuePair {
             self.requester.release_all(shared, flows);
         }
         self.requester.reads.clear();
+        if shared.config.planted(Defect::FlushOutOfOrder) {
+            self.requester.works.make_contiguous().reverse();
+        }
         for work in std::mem::take(&mut self.requester.works) {
             self.flush_work(shared, work, WcStatus::WR_FLUSH_ERR);
         }

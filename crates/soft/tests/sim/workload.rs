@@ -645,15 +645,20 @@ impl World {
             // Neither key nor address is looked at.
             return Some((random.u64(), random.u64() as u32));
         }
-        if self.scenario.has(Fault::WrongKeys) && random.chance(3_000) {
+        if self.scenario.has(Fault::WrongKeys) && random.chance(6_000) {
             // A key of nobody, one that was ended, or one that is another connection's.
-            let stranger = &self.endpoints[random.index(self.endpoints.len())];
+            let strangers: Vec<(u64, u32)> = self
+                .endpoints
+                .iter()
+                .enumerate()
+                .filter(|(other, stranger)| *other != index && stranger.host == endpoint.host)
+                .flat_map(|(_, stranger)| &stranger.grants)
+                .filter(|grant| grant.window && fits(grant))
+                .map(|grant| (grant.address, grant.rkey))
+                .collect();
             let (address, rkey) = match random.below(3) {
                 0 if !endpoint.ended.is_empty() => random.pick(&endpoint.ended),
-                1 if !stranger.grants.is_empty() => {
-                    let grant = random.pick(&stranger.grants);
-                    (grant.address, grant.rkey)
-                }
+                1 if !strangers.is_empty() => random.pick(&strangers),
                 _ => (endpoint.grants.first()?.address, random.u64() as u32),
             };
             return Some((address, rkey));
