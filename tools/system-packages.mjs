@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 // @ts-check
 // The Debian packages that building and testing need, and why. Lists what is missing before anything is installed.
-// CLI: node tools/system-packages.mjs [build|guest ...]     (all of them when none is named)
+// CLI: node tools/system-packages.mjs [build|test|guest ...]     (all of them when none is named)
 
 import { existsSync, readFileSync, readdirSync } from 'node:fs'
 import { homedir } from 'node:os'
@@ -10,7 +10,7 @@ import { createInterface } from 'node:readline/promises'
 import { fileURLToPath } from 'node:url'
 import { ProcessError, capture, commandExists, mainOf, run } from './process.mjs'
 
-/** @typedef {'build' | 'guest'} Group */
+/** @typedef {'build' | 'test' | 'guest'} Group */
 /** @typedef {{ names: string[], reason: string, spared?: () => boolean }} SystemPackage */
 
 /**
@@ -31,6 +31,7 @@ export const SYSTEM_PACKAGES = {
     { names: ['git'], reason: 'fetches sources' },
     { names: ['ca-certificates'], reason: 'lets cargo and npm check whom they download from' },
   ],
+  test: [{ names: ['tshark'], reason: 'reads captures of the embedded device: a third opinion on its packets' }],
   guest: [
     { names: ['qemu-system-x86'], reason: 'runs the guest that has real soft-RoCE devices' },
     { names: ['xz-utils'], reason: 'unpacks the guest’s kernel' },
@@ -38,7 +39,7 @@ export const SYSTEM_PACKAGES = {
 }
 
 /** @type {Group[]} */
-const GROUPS = ['build', 'guest']
+const GROUPS = ['build', 'test', 'guest']
 
 const LEAST_NODE = [20, 19]
 

@@ -38,7 +38,10 @@ const STEPS = {
     vital: true,
     async work() {
       if (selected('format') || selected('lint')) checkLinters()
-      await setUp(['addon', 'typescript', 'examples', 'tests'], selected('soft-roce') ? ['build', 'guest'] : ['build'])
+      /** @type {import('./system-packages.mjs').Group[]} */
+      const packages = selected('soft-roce') ? ['build', 'guest'] : ['build']
+      if (selected('rust')) packages.push('test')
+      await setUp(['addon', 'typescript', 'examples', 'tests'], packages)
     },
   },
   format: {
@@ -60,7 +63,9 @@ const STEPS = {
     title: 'Rust: cargo test',
     async work() {
       const tests = new RustTests()
-      const status = await tests.run('cargo', ['test', '--locked', '--workspace', '--no-fail-fast'], env)
+      // The set-up has installed it: a test that finds none then is no skipped one.
+      const all = { ...env, SECURE_RDMA_REQUIRE_TSHARK: '1' }
+      const status = await tests.run('cargo', ['test', '--locked', '--workspace', '--no-fail-fast'], all)
       rust.add(tests.counts)
       expectSuccess('cargo test', status)
     },
