@@ -1,5 +1,5 @@
 //! Two engines back to back in memory: what the transport itself costs, without sockets. `cargo bench -p
-//! secure-rdma-soft --bench engine`.
+//! secure-rdma-soft --bench engine -- [--quick] [PART OF A NAME …]`.
 //!
 //! One thread does both sides, so that a packet's whole cost is the sum of the columns. Rates are by processor time, so
 //! that other work on the machine does not count; the columns are by the clock, and only their ratios mean something on
@@ -137,6 +137,10 @@ fn run(
     messages: usize,
     read: bool,
 ) {
+    let wanted: Vec<_> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part.as_str())) {
+        return;
+    }
     let (mut a, mut b) = (side(0, queue_pairs), side(1, queue_pairs));
     bring_up(&mut a, &b, mtu);
     bring_up(&mut b, &a, mtu);

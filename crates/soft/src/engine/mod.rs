@@ -369,7 +369,15 @@ impl Engine {
     }
 
     /// Gives a queue pair that waits for room in a receive buffer its turn, where there is room again.
+    #[inline]
     fn let_in(&mut self, peer: Option<BudgetId>) {
+        if self.shared.budgets.is_waited_for() {
+            self.let_one_in(peer);
+        }
+    }
+
+    #[cold]
+    fn let_one_in(&mut self, peer: Option<BudgetId>) {
         for id in peer.into_iter().chain([BudgetId::Own]) {
             while let Some(qpn) = self.shared.budgets.next_waiting(id) {
                 if let Some(queue_pair) = self.queue_pairs.get_mut(&qpn) {

@@ -33,7 +33,8 @@ impl QueuePair {
         let mtu = self.flows.as_ref().map_or(1, |flows| flows.mtu);
         let first = self.requester.posted;
         let packets = Work::packets(&request.operation, length, mtu);
-        let request = request.clone();
+        let (id, operation, flags) = (request.id, request.operation.clone(), request.flags);
+        let request = SendRequest { id, operation, local: local::copy(&request.local), flags };
         let work = Work { request, length, first, packets, writable, done: false, failed: None };
         if self.state == QpState::Err {
             self.flush_work(shared, work, WcStatus::WR_FLUSH_ERR);

@@ -33,7 +33,7 @@ impl PostedReceive {
     /// [`ErrorCode::InvalidArgument`].
     pub(super) fn new(request: &ReceiveRequest, regions: &Regions, max_sge: u32) -> Result<Self> {
         let local::Judged { length, writable } = local::check(&request.local, regions, max_sge)?;
-        Ok(Self { id: request.id, local: request.local.clone(), length, writable })
+        Ok(Self { id: request.id, local: local::copy(&request.local), length, writable })
     }
 }
 

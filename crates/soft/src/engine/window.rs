@@ -184,12 +184,14 @@ impl Budgets {
         }
     }
 
+    /// Whether any queue pair waits for room anywhere.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.waiting > 0
+    }
+
     /// The next in line, if there is room for it. Each one that has had its turn lets in another, so that a thousand are not
     /// woken for the room of one.
     pub(super) fn next_waiting(&mut self, id: BudgetId) -> Option<Qpn> {
-        if self.waiting == 0 {
-            return None;
-        }
         let room = self.room(id);
         let budget = self.get(id)?;
         let (_, charge) = budget.waiting.front()?;
