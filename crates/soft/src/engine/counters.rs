@@ -29,7 +29,7 @@ counters! {
     sent_pkts,
     /// Packets received that reached a queue pair.
     rcvd_pkts,
-    /// Requests that had been received before (brief §6.2).
+    /// Requests that had been received before (IBTA 9.7.5.1.4).
     duplicate_request,
     /// Requests with a PSN after the expected one: something before them is missing.
     out_of_seq_request,

@@ -320,7 +320,7 @@ impl Regions {
 
     /// Where the `length` bytes at `address` are, if `rkey` gives the peer of `qpn` the rights `needed` to all of them.
     ///
-    /// A request of 0 bytes is not asked about (brief §6: key and address are not checked then). Each packet of a long
+    /// A request of 0 bytes is not asked about (IBTA 9.7.4.1.4: key and address are not checked then). Each packet of a long
     /// request asks again, so that a region that has gone is not written to.
     ///
     /// # Errors
