@@ -80,6 +80,8 @@ pub(crate) struct Core {
     state: Mutex<State>,
     graves: Mutex<Vec<Grave>>,
     has_graves: AtomicBool,
+    /// Whether the engine may still hold what was in a grave.
+    has_buried: AtomicBool,
     /// Held by whoever receives and tells handlers: one thread at a time.
     pub(crate) intake: Mutex<Intake>,
     /// Held by whoever sends: one thread at a time, so that packets leave in the engine's order.
@@ -132,6 +134,7 @@ impl Core {
             state: Mutex::new(State { engine, handlers: HashMap::new(), alarm: None }),
             graves: Mutex::default(),
             has_graves: AtomicBool::new(false),
+            has_buried: AtomicBool::new(false),
             intake: Mutex::default(),
             outgoing: Mutex::default(),
             wanted: AtomicBool::new(false),
@@ -183,16 +186,23 @@ impl Core {
         self.settle_graves();
     }
 
-    /// Buries what came while the engine was in use. To be called after each use.
+    /// Buries what came while the engine was in use, and lets go of what it held: receives that were posted to a queue
+    /// hold regions, and those hold the device open. To be called after each use.
     pub(crate) fn settle_graves(&self) {
-        while self.has_graves.load(Ordering::Acquire) {
+        while self.has_graves.load(Ordering::Acquire) || self.has_buried.load(Ordering::Acquire) {
             let Some(mut state) = try_lock(&self.state) else { return };
             self.bury(&mut state);
+            self.has_buried.store(false, Ordering::Release);
+            let mut retired = Retired::default();
+            state.engine.take_retired(&mut retired);
+            drop(state);
+            drop(retired);
         }
     }
 
     fn bury(&self, state: &mut State) {
         while self.has_graves.swap(false, Ordering::AcqRel) {
+            self.has_buried.store(true, Ordering::Release);
             let graves = std::mem::take(&mut *lock(&self.graves));
             for grave in graves {
                 match grave {

@@ -58,6 +58,20 @@ fn a_device_has_one_thread_until_its_last_part_is_dropped() {
 }
 
 #[test]
+fn receives_that_were_posted_do_not_keep_a_device_open() {
+    let device = named("thread-b");
+    has_one_thread("thread-b");
+    let memory = region(&device, 64, ALL);
+    let queue = device.create_receive_queue(4).unwrap().unwrap();
+    queue.post_receive(&[ReceiveRequest::new(WorkId(1), &memory, 0, 64)]).unwrap();
+    drop((device, memory));
+    assert_eq!(threads("thread-b"), 1);
+    // The engine has the receive, which has the region, which has the device.
+    drop(queue);
+    wait_until("the thread ends", || threads("thread-b") == 0);
+}
+
+#[test]
 fn the_device_of_the_process_is_one_and_counted() {
     let (one, other) = (SoftDevices.open("soft").unwrap(), SoftDevices.open("soft").unwrap());
     has_one_thread("soft");
