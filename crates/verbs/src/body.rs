@@ -12,7 +12,7 @@ use rdma_sys::{
 };
 use secure_rdma_rdma::{
     Completion, CompletionKind, Error, ErrorCode, PostError, QpState, Qpn, QueuePairConfig, QueuePairHandler,
-    ReceiveRequest, Result, SendRequest, Slice, WcStatus,
+    RKey, ReceiveRequest, Result, SendRequest, Slice, WcStatus,
 };
 
 use crate::core::{Core, Owner, lock};
@@ -198,10 +198,14 @@ impl Body {
             // A reliable connection goes to ERR with its first failed work request.
             self.failed();
         }
-        let with_immediate = wc.wc_flags & ibv_wc_flags::IBV_WC_WITH_IMM.0 != 0;
-        let immediate = (receive && status.is_success() && with_immediate).then(|| {
+        let says = |flag: ibv_wc_flags| receive && status.is_success() && wc.wc_flags & flag.0 != 0;
+        let immediate = says(ibv_wc_flags::IBV_WC_WITH_IMM).then(|| {
             // SAFETY: both members of the union are a 32-bit number.
             u32::from_be(unsafe { wc.imm_data_invalidated_rkey_union.imm_data })
+        });
+        let invalidated = says(ibv_wc_flags::IBV_WC_WITH_INV).then(|| {
+            // SAFETY: as above.
+            RKey::new(unsafe { wc.imm_data_invalidated_rkey_union.invalidated_rkey })
         });
         let kind = match receive {
             false => CompletionKind::Send,
@@ -216,7 +220,7 @@ impl Body {
             status,
             byte_len: wc.byte_len,
             immediate,
-            invalidated: None,
+            invalidated,
             vendor_error: wc.vendor_err,
         })
     }

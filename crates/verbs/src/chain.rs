@@ -137,10 +137,13 @@ impl Chain<ibv_send_wr> {
                 let (remote_addr, rkey) = (remote.address, remote.rkey.expose());
                 wr.wr = wr_t { atomic: atomic_t { remote_addr, compare_add: add, swap: 0, rkey } };
             }
+            SendOperation::SendInvalidate { rkey } => {
+                wr.opcode = ibv_wr_opcode::IBV_WR_SEND_WITH_INV;
+                wr.imm_data_invalidated_rkey_union =
+                    imm_data_invalidated_rkey_union_t { invalidated_rkey: rkey.expose() };
+            }
             // Refused by `posting::check_send`: they never come here.
-            SendOperation::SendInvalidate { .. }
-            | SendOperation::Bind { .. }
-            | SendOperation::Invalidate { .. } => {}
+            SendOperation::Bind { .. } | SendOperation::Invalidate { .. } => {}
         }
         self.requests.push(wr);
     }

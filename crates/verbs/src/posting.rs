@@ -165,7 +165,7 @@ fn full(queue: &str) -> Error {
 
 fn check_send(core: &Core, request: &SendRequest, max_sge: u32) -> Result<()> {
     let total = check_slices(core, &request.local, max_sge)?;
-    if request.operation.is_local() || matches!(request.operation, SendOperation::SendInvalidate { .. }) {
+    if request.operation.is_local() {
         let message = format!("memory windows are not used on verbs devices ({}) yet", core.name);
         return Err(Error::new(ErrorCode::InvalidArgument, message));
     }
