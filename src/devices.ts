@@ -12,6 +12,8 @@ export interface GidInfo {
   readonly kind: 'RoCE v2' | 'IB/RoCE v1'
   /** The network interface that it comes from. */
   readonly interface?: string
+  /** The largest path MTU that this interface carries, in bytes, where it need not be the port's. */
+  readonly mtu?: number
 }
 
 /** One port of a device. */
@@ -36,7 +38,10 @@ export interface PortInfo {
 export interface DeviceInfo {
   /** Its name, for `device`. */
   readonly name: string
-  /** Which implementation stands behind it. */
+  /**
+   * Which implementation stands behind it: `verbs` is a NIC, or the kernel's soft-RoCE; `soft` is the embedded device,
+   * RoCE v2 in this process over UDP. Its GIDs are the addresses of this host.
+   */
   readonly kind: 'verbs' | 'soft'
   /** Why it cannot carry connections, where it cannot. */
   readonly unusable?: string
@@ -62,7 +67,8 @@ export interface DeviceInfo {
 }
 
 /**
- * Lists the RDMA devices of this host. A host without any, or without rdma-core, gives an empty list.
+ * Lists the RDMA devices of this host. The embedded one, `soft`, is always the last; a host without any other, or without
+ * rdma-core, has it alone.
  *
  * @throws {RdmaError} `ERR_RDMA_LIBRARY` when rdma-core is there but unusable
  */

@@ -28,7 +28,10 @@ export interface QueuePairOptions {
   pkeyIndex?: number | undefined
   /** Retransmission timeout as an exponent: 4.096 µs · 2^n, 1 to 31. Default 17, which is 0.54 s. */
   timeout?: number | undefined
-  /** Repetitions without an answer, 0 to 7. Default 6. The kernel's soft-RoCE takes 7 for "for ever". */
+  /**
+   * Repetitions without an answer, 0 to 7. Default 7 on `soft` and 6 on other devices: the kernel's soft-RoCE takes 7 for
+   * "for ever".
+   */
   retryCount?: number | undefined
   /** Repetitions after "receiver not ready", 0 to 7. Default 6; 7 is for ever. */
   rnrRetry?: number | undefined
@@ -92,7 +95,11 @@ export interface CommonOptions {
   /** Missing signs of life that mean the peer is gone, 1 to 1000. Default 3. */
   keepAliveMisses?: number | undefined
 
-  /** The RDMA device by name, such as `mlx5_0`. Default: the one whose GID is the local address of the TLS connection. */
+  /**
+   * The RDMA device by name, such as `mlx5_0`, or `soft` for the embedded one. Default: the one whose GID is the local
+   * address of the TLS connection; `soft` on loopback, and where there is no other. A host with devices none of which
+   * fits is never given `soft` unasked.
+   */
   device?: string | undefined
   /** The port of the device, 1 to 255 (`port` is TCP's). */
   devicePort?: number | undefined
@@ -102,9 +109,16 @@ export interface CommonOptions {
   rdmaAddress?: string | undefined
   /**
    * How the path to the peer is found: by RDMA CM's address and route resolution, and nothing more of it (`hybrid`, the
-   * default), or without RDMA CM (`verbs`).
+   * default), or without RDMA CM (`verbs`). On `soft` it makes no difference: the kernel's routes are UDP's.
    */
   addressing?: 'hybrid' | 'verbs' | undefined
+  /**
+   * A new file (pcapng, for Wireshark) for every packet that the embedded device sends or receives: those of all
+   * connections of this process, until the last of them has ended and no server uses the device. **Whoever reads the
+   * file sees all data, PSNs and R_Keys.** For debugging only. On other devices it is refused: their packets do not pass
+   * through this process.
+   */
+  captureFile?: string | undefined
   /** Addresses beside the one of the TLS peer to which this side may send RDMA packets. Default: none. */
   allowedPeerAddresses?: string | readonly string[] | undefined
   /** The largest path MTU to use, in bytes. Default: what the port carries. */
@@ -209,6 +223,7 @@ interface Normal {
   gidIndex: number
   rdmaAddress: string
   addressing: 'hybrid' | 'verbs'
+  captureFile: string
   allowedPeerAddresses: string[]
   maxPathMtu: number
   maxMessageSize: number
@@ -239,6 +254,7 @@ const common: Checks<Normal> = {
   gidIndex: whole(0, 255),
   rdmaAddress: address,
   addressing: oneOf('hybrid', 'verbs'),
+  captureFile: text,
   allowedPeerAddresses: list(address),
   maxPathMtu: (value, name) => {
     if (typeof value !== 'number') throw argumentTypeError(name, 'a number of bytes', value)
@@ -328,7 +344,7 @@ const foreign: Readonly<Record<string, string>> = {
   socket: 'the connection is made here; localAddress says from where',
   path: 'the control channel is a TCP connection',
   timeout: 'use handshakeTimeout, keepAliveInterval or queuePair.timeout',
-  enableTrace: 'use keyLogFile and a packet capture',
+  enableTrace: 'use keyLogFile and captureFile, or another packet capture',
 }
 
 /** The options of a connect, checked. @internal */

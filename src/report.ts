@@ -6,7 +6,7 @@ import { toNames, type CertificateNames } from './peer.js'
 export interface ConnectionDevice {
   /** The device's name. */
   readonly name: string
-  /** Which implementation stands behind it. */
+  /** Which implementation stands behind it: libibverbs, or the embedded device. */
   readonly kind: 'verbs' | 'soft'
   /** The port, from 1. */
   readonly port: number

@@ -2,7 +2,8 @@
 // @ts-check
 // Builds the addon: secure-rdma.<platform>.node, binding.cjs (its loader) and binding.d.cts at the top of the repository.
 // CLI: node tools/build-addon.mjs [--fake]
-//   --fake   the test build instead, which has an in-memory device beside the real ones: build/fake/*.node, not optimised
+//   --fake   the test build instead, which has in-memory devices beside the real ones, and an embedded device that can be
+//            told to drop packets: build/fake/*.node, not optimised
 
 import { mkdirSync } from 'node:fs'
 import { createRequire } from 'node:module'

@@ -22,6 +22,8 @@ pub struct NativeGid {
     pub kind: String,
     /// The network interface that it comes from.
     pub interface: Option<String>,
+    /// The largest path MTU of that interface, in bytes, where it need not be the port's.
+    pub mtu: Option<u32>,
 }
 
 /// One port of a device.
@@ -65,7 +67,7 @@ pub struct NativeLimits {
 /// A device as listed.
 #[napi(object, object_from_js = false)]
 pub struct NativeDevice {
-    /// `rxe0`, `mlx5_0`.
+    /// `rxe0`, `mlx5_0`, `soft`.
     pub name: String,
     /// `verbs`, `soft`.
     pub kind: String,
@@ -88,6 +90,7 @@ impl From<&GidEntry> for NativeGid {
             gid: entry.gid.to_string(),
             kind: kind.to_owned(),
             interface: entry.interface.clone(),
+            mtu: entry.mtu.map(mtu),
         }
     }
 }

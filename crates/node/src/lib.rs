@@ -11,6 +11,8 @@ mod connection;
 mod device;
 mod environment;
 mod error;
+#[cfg(feature = "fake")]
+mod faults;
 mod options;
 mod peer;
 mod process;
@@ -23,6 +25,8 @@ pub use connection::{NativeClosed, NativeConnection, NativeConnectionStats};
 pub use device::{Listing, NativeDevice, NativeGid, NativeLimits, NativePort};
 pub use environment::Environment;
 pub use error::{NativeError, error_codes};
+#[cfg(feature = "fake")]
+pub use faults::{soft_drop, soft_dropped, soft_pass};
 pub use options::{NativeConnect, NativeListen, NativeOptions, NativePool, NativeQueuePair};
 pub use peer::{NativeNames, NativePeer};
 pub use report::{NativeLocal, NativeReport, NativeSecrets, NativeStep, NativeTerms};

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use secure_rdma_connection::Registry;
 use secure_rdma_rdma::{Devices, Result};
 use secure_rdma_session::Runtime;
+use secure_rdma_soft::SoftDevices;
 use secure_rdma_verbs::Verbs;
 
 /// The runtime and the devices.
@@ -27,10 +28,11 @@ impl Process {
 }
 
 fn families() -> Vec<Arc<dyn Devices>> {
-    #[allow(unused_mut, reason = "test builds add a family")]
     let mut families: Vec<Arc<dyn Devices>> = vec![Arc::new(Verbs)];
     #[cfg(feature = "fake")]
     families.push(Arc::new(fake()));
+    // The last that is listed, since it is the last that is thought of.
+    families.push(Arc::new(SoftDevices));
     families
 }
 

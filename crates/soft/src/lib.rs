@@ -19,6 +19,8 @@ mod device;
 mod devices;
 pub mod engine;
 mod establish;
+#[cfg(feature = "faults")]
+pub mod faults;
 mod gone;
 mod holder;
 mod interfaces;

@@ -146,6 +146,10 @@ impl Core {
                 segment: 0,
             };
             for (payload, segment) in datagrams.bytes.chunks(datagrams.segment_size).zip(0_u16..) {
+                #[cfg(feature = "faults")]
+                if crate::faults::drops(payload.len()) {
+                    continue;
+                }
                 arrival.segment = segment;
                 state.engine.handle_packet(now, &arrival, payload);
                 packets += 1;
