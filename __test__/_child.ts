@@ -16,6 +16,8 @@ export interface Exit {
 export interface ChildOptions {
   /** The node to run; our own by default. */
   node?: string | undefined
+  /** A command that runs another, which this process is started with: into a network namespace, say. */
+  through?: readonly string[] | undefined
   env?: Record<string, string> | undefined
   args?: string[] | undefined
 }
@@ -33,10 +35,11 @@ export class Child {
   /** Fulfils when the process is gone. */
   readonly exited: Promise<Exit>
 
-  private constructor({ node = process.execPath, env = {}, args = [] }: ChildOptions) {
+  private constructor({ node = process.execPath, through = [], env = {}, args = [] }: ChildOptions) {
+    const [execPath = node, ...execArgv] = through.length > 0 ? [...through, node] : []
     this.#process = fork(join(__dirname, '_child-main.js'), args, {
-      execPath: node,
-      execArgv: [],
+      execPath,
+      execArgv,
       serialization: 'advanced',
       env: { ...process.env, ...env },
     })

@@ -22,9 +22,9 @@ export const inGuest = process.env['SECURE_RDMA_GUEST'] === '1'
 const PATH = '/usr/sbin:/usr/bin:/sbin:/bin'
 
 /** A command that tells something; its stdout. */
-function run(command: string, ...args: string[]): string {
+export function command(name: string, ...args: string[]): string {
   const env = { ...process.env, PATH }
-  return execFileSync(command, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'], env })
+  return execFileSync(name, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'], env })
 }
 
 /** A running tcpdump. */
@@ -134,16 +134,16 @@ export function drop(...matches: string[]): Dropping {
   const table = `test${++tables}`
   const rules = matches.map((match) => `${match} counter drop`).join('\n')
   let isOver = false
-  run('nft', `table inet ${table} {\n chain in {\n type filter hook input priority 0;\n${rules}\n }\n}`)
+  command('nft', `table inet ${table} {\n chain in {\n type filter hook input priority 0;\n${rules}\n }\n}`)
   return {
     packets: () => {
-      const text = run('nft', 'list', 'table', 'inet', table)
+      const text = command('nft', 'list', 'table', 'inet', table)
       return [...text.matchAll(/counter packets (\d+)/g)].reduce((sum, [, packets]) => sum + Number(packets), 0)
     },
     stop: () => {
       if (isOver) return
       isOver = true
-      run('nft', 'delete', 'table', 'inet', table)
+      command('nft', 'delete', 'table', 'inet', table)
     },
   }
 }
@@ -156,19 +156,20 @@ export function hardwareCounters(device: string): Readonly<Record<string, number
 }
 
 /**
- * "Receiver not ready" so far, on all devices: sent by responders that had no receive posted, and received by
- * requesters that had to wait for it.
+ * "Receiver not ready" so far, on all soft-RoCE devices: sent by responders that had no receive posted, and received by
+ * requesters that had to wait for it. Outside of the guest there is none, and nothing that counts it.
  */
 export function receiverNotReady(): number {
-  return ends
-    .map(({ device }) => hardwareCounters(device))
+  if (!inGuest) return 0
+  return readdirSync('/sys/class/infiniband')
+    .map(hardwareCounters)
     .reduce((sum, counters) => sum + (counters['send_rnr_err'] ?? NaN) + (counters['rcvd_rnr_err'] ?? NaN), 0)
 }
 
 /** What processes have open on the devices: queue pairs, regions, protection domains and so on, by kind. */
 export function rdmaResources(): Readonly<Record<string, number>> {
   const total: Record<string, number> = {}
-  for (const line of JSON.parse(run('rdma', '-j', 'res')) as Record<string, number | string>[]) {
+  for (const line of JSON.parse(command('rdma', '-j', 'res')) as Record<string, number | string>[]) {
     for (const [kind, count] of Object.entries(line)) {
       if (typeof count === 'number' && kind !== 'ifindex') total[kind] = (total[kind] ?? 0) + count
     }

@@ -1,4 +1,5 @@
-// Reads captures as tcpdump writes them: what RoCE v2's packets say, and what a TCP connection carried.
+// Reads captures as tcpdump and the embedded device write them: what RoCE v2's packets say, and what a TCP connection
+// carried.
 
 /** A UDP or TCP packet. */
 export interface Packet {
@@ -26,6 +27,35 @@ export function packetsOf(pcap: Buffer): Packet[] {
     const packet = ofEthernet(pcap.subarray(at + 16, at + 16 + kept))
     if (packet) packets.push(packet)
     at += 16 + kept
+  }
+  return packets
+}
+
+const SECTION_HEADER = 0x0a0d0d0a
+const INTERFACE_DESCRIPTION = 1
+const ENHANCED_PACKET = 6
+const BYTE_ORDER = 0x1a2b3c4d
+/** LINKTYPE_RAW: a packet begins with its IP header. */
+const RAW = 101
+
+/** All UDP and TCP packets of a pcapng file (little-endian, LINKTYPE_RAW), in the order of capture. */
+export function packetsOfPcapng(pcapng: Buffer): Packet[] {
+  if (pcapng.readUInt32LE(0) !== SECTION_HEADER || pcapng.readUInt32LE(8) !== BYTE_ORDER) {
+    throw new Error('not such a capture')
+  }
+  const packets: Packet[] = []
+  for (let at = 0; at < pcapng.length;) {
+    const [type, length] = [pcapng.readUInt32LE(at), pcapng.readUInt32LE(at + 4)]
+    if (pcapng.readUInt32LE(at + length - 4) !== length) throw new Error(`the block at ${at} has two lengths`)
+    if (type === INTERFACE_DESCRIPTION && pcapng.readUInt16LE(at + 8) !== RAW) throw new Error('not raw IP')
+    if (type === ENHANCED_PACKET) {
+      const [kept, whole] = [pcapng.readUInt32LE(at + 20), pcapng.readUInt32LE(at + 24)]
+      if (kept !== whole) throw new Error(`a packet was cut from ${whole} to ${kept} bytes`)
+      const ip = pcapng.subarray(at + 28, at + 28 + kept)
+      const packet = ip.readUInt8(0) >> 4 === 4 ? ofIpv4(ip) : ofIpv6(ip)
+      if (packet) packets.push(packet)
+    }
+    at += length
   }
   return packets
 }
@@ -74,6 +104,8 @@ export interface RocePacket {
   isRequest: boolean
   destinationQpn: number
   psn: number
+  /** What an acknowledgement says: ACK, RNR NAK or NAK in its upper three bits. Of other packets, the byte there. */
+  syndrome: number
   /** Payload of a SEND Only with immediate, in bytes; of others, what follows the base transport header. */
   length: number
 }
@@ -88,9 +120,11 @@ const ICRC = 4
 /** Reliable-connection opcodes that are answers: READ responses, acknowledgements. */
 const isAnswer = (opcode: number): boolean => opcode >= 0x0d && opcode <= 0x12
 
-/** The RoCE v2 packets among others. */
-export function roceOf(packets: readonly Packet[]): RocePacket[] {
-  const roce = packets.filter(({ protocol, destinationPort }) => protocol === 'UDP' && destinationPort === 4791)
+/** The RoCE v2 packets among others: those to UDP port 4791, or to any port where nothing else was captured. */
+export function roceOf(packets: readonly Packet[], port: 4791 | 'any' = 4791): RocePacket[] {
+  const roce = packets.filter(
+    ({ protocol, destinationPort }) => protocol === 'UDP' && (port === 'any' || destinationPort === port),
+  )
   return roce.map(({ source, destination, payload }) => {
     const opcode = payload.readUInt8(0)
     const pad = (payload.readUInt8(1) >> 4) & 3
@@ -102,6 +136,7 @@ export function roceOf(packets: readonly Packet[]): RocePacket[] {
       isRequest: !isAnswer(opcode),
       destinationQpn: payload.readUIntBE(5, 3),
       psn: payload.readUIntBE(9, 3),
+      syndrome: payload.readUInt8(12),
       length: payload.length - BASE_HEADER - extended - pad - ICRC,
     }
   })

@@ -10,6 +10,8 @@ import { fixture } from './_certificates.js'
 export interface Addresses {
   readonly server: string
   readonly client: string
+  /** The command that a process at this end is started with, where it needs one. */
+  readonly enter?: { readonly server?: readonly string[]; readonly client?: readonly string[] }
 }
 
 /** What both ends of a connection say of it. */
@@ -36,6 +38,8 @@ export interface Wanted {
   clientOptions?: CommonOptions
   /** How both processes are started. */
   child?: ChildOptions
+  /** Gives the TCP port that the client connects to, where that is not the server's own. */
+  through?: (port: number) => Promise<number>
 }
 
 // Tasks for Child.run. They travel as source text, so they are functions and not methods.
@@ -77,10 +81,12 @@ export async function connectOptions(place: Addresses, port: number, options?: C
 
 /** Starts two processes and connects them. */
 export async function connected(t: ExecutionContext, place: Addresses, wanted: Wanted = {}): Promise<Processes> {
-  const { options, serverOptions, clientOptions, child } = wanted
-  const [server, client] = [Child.start(t, child), Child.start(t, child)]
+  const { options, serverOptions, clientOptions, child, through } = wanted
+  const [server, client] = [place.enter?.server, place.enter?.client].map((through) =>
+    Child.start(t, { ...child, through }),
+  ) as [Child, Child]
   const port = await server.run(tasks.listen, await listenOptions(place, { ...options, ...serverOptions }))
-  const toServer = await connectOptions(place, port, { ...options, ...clientOptions })
+  const toServer = await connectOptions(place, through ? await through(port) : port, { ...options, ...clientOptions })
   await Promise.all([server.run(tasks.accept), client.run(tasks.connect, toServer)])
   const [serverTold, clientTold] = await Promise.all([server.run(tasks.tell), client.run(tasks.tell)])
   return { server, client, port, told: { server: serverTold, client: clientTold } }

@@ -5,10 +5,10 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { ExecutionContext } from 'ava'
 import { connect, type Connection, type ConnectOptions, type Server } from 'secure-rdma'
 import { assertAsBefore, census } from './_census.js'
-import { deviceTest, rxeTest } from './_device.js'
-import { drop } from './_guest.js'
+import { cutTest, deviceTest, processTest } from './_device.js'
 import { numbered, numberOf } from './_numbered.js'
 import { join, serve, since, warmUp } from './_peers.js'
+import { cut, unanswered } from './_wire.js'
 
 /** Aborts, and checks what comes of it: promptly, and with the reason as cause. */
 async function aborts(
@@ -90,38 +90,30 @@ deviceTest('connect: aborted before it starts, in tls, and in authorize of eithe
   await assertServes(t, server, toServer)
 })
 
-rxeTest('connect: aborted while TCP is not answered, and while the path is not proven', async (t, place) => {
+processTest('connect: aborted while TCP is not answered', async (t, place) => {
+  const { server, toServer } = await serve(t, place)
+  await warmUp({ server, toServer })
+  const port = await unanswered(t, place)
+  const before = await census()
+  await aborts(t, (signal) => connect({ ...toServer, port, signal }))
+  await assertAsBefore(t, before)
+  await assertServes(t, server, toServer)
+})
+
+cutTest('connect: aborted while the path is not proven', async (t, place) => {
   const { server, toServer } = await serve(t, place)
   await warmUp({ server, toServer })
   const before = await census()
-
-  const deaf = drop(`tcp dport ${toServer.port}`)
-  t.teardown(() => {
-    deaf.stop()
-  })
+  const dropping = cut(t)
   await aborts(
     t,
     (signal) => connect({ ...toServer, signal }),
     async () => {
-      while (deaf.packets() === 0) await sleep(20)
-    },
-  )
-  deaf.stop()
-  await assertAsBefore(t, before)
-
-  const cut = drop('udp dport 4791')
-  t.teardown(() => {
-    cut.stop()
-  })
-  await aborts(
-    t,
-    (signal) => connect({ ...toServer, signal }),
-    async () => {
-      while (cut.packets() === 0) await sleep(20)
+      while (dropping.packets() === 0) await sleep(20)
     },
   )
   await nothingPends(server)
-  cut.stop()
+  dropping.stop()
   await assertAsBefore(t, before)
   await assertServes(t, server, toServer)
 })

@@ -11,18 +11,24 @@ import type { Scope } from './_child-main.js'
 import { betweenProcesses, rxeTest, type Place } from './_device.js'
 import { offerIn, type DecodedOffer } from './_offer.js'
 import { capture, ends } from './_guest.js'
-import { packetsOf, roceOf, SEND_ONLY_WITH_IMMEDIATE, streamOf, type Packet, type RocePacket } from './_pcap.js'
-import { closed, connected, type Told } from './_processes.js'
+import { packetsOf, packetsOfPcapng, roceOf, SEND_ONLY_WITH_IMMEDIATE, streamOf, type RocePacket } from './_pcap.js'
+import { closed, connected, type Processes, type Told, type Wanted } from './_processes.js'
 import { decrypt } from './_tls13.js'
+import { relay, type Relay } from './_wire.js'
 
 /** The QPN of the connection manager's packets. */
 const CM = 1
 
-interface Captured {
-  packets: Packet[]
+/** What can be seen of a connection from outside. */
+interface Seen {
+  roce: RocePacket[]
+  /** What both sides said over TCP. */
+  tcp: { client: Buffer; server: Buffer }
+}
+
+interface Captured extends Omit<Seen, 'roce'> {
   /** By who sent them. */
   roce: { server: RocePacket[]; client: RocePacket[] }
-  port: number
   told: { server: Told; client: Told }
   keyLog: string
 }
@@ -45,26 +51,74 @@ async function captured(t: ExecutionContext, place: Place): Promise<Captured> {
     rmSync(folder, { recursive: true })
   })
   const keyLogFile = join(folder, 'keys')
-  const { addressing } = place
-  const running = await capture(ends[0].interface, 'tcp or udp port 4791')
-  const options = { addressing, exposeSecrets: true }
-  const processes = await connected(t, place, { options, clientOptions: { keyLogFile } })
-  const { server, client, port, told } = processes
+  const { addressing, wire } = place
+  const wanted = { options: { addressing, exposeSecrets: true }, clientOptions: { keyLogFile } }
+  const { told, roce, tcp } = await (wire === undefined
+    ? capturedByDevice(t, place, wanted, join(folder, 'packets'))
+    : capturedOnWire(t, place, wanted, wire))
+  const from = (address: string): RocePacket[] => roce.filter(({ source }) => source === plain(address))
+  t.log(`${roce.length} RoCE v2 packets, ${tcp.client.length} and ${tcp.server.length} bytes of TCP`)
+  return {
+    roce: divided(roce, told, from, place),
+    tcp,
+    told,
+    keyLog: readFileSync(keyLogFile, 'utf8'),
+  }
+}
+
+/** By who sent them: by addresses, or where both have the same, by the queue pair that they go to. */
+function divided(
+  roce: RocePacket[],
+  told: Captured['told'],
+  from: (address: string) => RocePacket[],
+  place: Place,
+): Captured['roce'] {
+  if (place.server !== place.client) return { server: from(place.server), client: from(place.client) }
+  const to = (qpn: number): RocePacket[] => roce.filter(({ destinationQpn }) => destinationQpn === qpn)
+  const { server, client } = told
+  return { server: to(client.handshake.ownQpn), client: to(server.handshake.ownQpn) }
+}
+
+async function talk(t: ExecutionContext, processes: Processes): Promise<void> {
+  const { server, client } = processes
   const echoing = server.run(echo)
   await client.run(ask)
   await closed(t, processes)
   await echoing
+}
+
+type Talked = Seen & Pick<Captured, 'told'>
+
+/** By the kernel, on the interface between both. */
+async function capturedOnWire(t: ExecutionContext, place: Place, wanted: Wanted, wire: string): Promise<Talked> {
+  const running = await capture(wire, 'tcp or udp port 4791')
+  const processes = await connected(t, place, wanted)
+  const { port, told } = processes
+  await talk(t, processes)
   const packets = packetsOf(await running.stop())
-  const roce = roceOf(packets)
-  const from = (address: string): RocePacket[] => roce.filter(({ source }) => source === plain(address))
-  t.log(`${packets.length} packets, ${roce.length} of them RoCE v2`)
-  return {
-    packets,
-    roce: { server: from(place.server), client: from(place.client) },
-    port,
-    told,
-    keyLog: readFileSync(keyLogFile, 'utf8'),
-  }
+  const tcp = { client: streamOf(packets, { to: port }), server: streamOf(packets, { from: port }) }
+  return { roce: roceOf(packets), tcp, told }
+}
+
+/** By the server's device, and by a relay of TCP: without root, on any machine. */
+async function capturedByDevice(t: ExecutionContext, place: Place, wanted: Wanted, file: string): Promise<Talked> {
+  let between: Relay | undefined
+  const processes = await connected(t, place, {
+    ...wanted,
+    serverOptions: { captureFile: file },
+    through: async (port) => {
+      between = await relay(t, place, port)
+      return between.port
+    },
+  })
+  const { server, told } = processes
+  await talk(t, processes)
+  // The file is whole when the device is closed.
+  await server.run(({ kept }) => kept.server.close())
+  server.release()
+  await server.exited
+  const tcp = between?.said() ?? { client: Buffer.alloc(0), server: Buffer.alloc(0) }
+  return { roce: roceOf(packetsOfPcapng(readFileSync(file)), 'any'), tcp, told }
 }
 
 /** An address as the parser writes it: all eight groups. */
@@ -93,7 +147,7 @@ function identifying({ bytes, binding, numbers }: DecodedOffer): Buffer[] {
 }
 
 betweenProcesses('the wire carries the PSNs of the exchange, and nothing of the offers in clear', async (t, place) => {
-  const { packets, roce, port, told, keyLog } = await captured(t, place)
+  const { roce, tcp, told, keyLog } = await captured(t, place)
 
   assertFirstRequest(t, roce.server, told.server)
   assertFirstRequest(t, roce.client, told.client)
@@ -103,7 +157,7 @@ betweenProcesses('the wire carries the PSNs of the exchange, and nothing of the 
     t.is(sent.filter(({ destinationQpn }) => destinationQpn === CM).length, 0, 'no packet of the connection manager')
   }
 
-  const [client, server] = [streamOf(packets, { to: port }), streamOf(packets, { from: port })]
+  const { client, server } = tcp
   const secret = decrypt(client, server, keyLog)
   for (const [sender, side] of [
     ['client', told.client],

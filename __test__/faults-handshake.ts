@@ -9,10 +9,10 @@ import { connect, type ConnectOptions, type RdmaError } from 'secure-rdma'
 import { assertAsBefore, census } from './_census.js'
 import { Child } from './_child.js'
 import type { Scope } from './_child-main.js'
-import { deviceTest, rxeTest } from './_device.js'
-import { drop } from './_guest.js'
+import { cutTest, deviceTest, processTest, type Place } from './_device.js'
 import { connecting, listening, serve, since, warmUp, type Served } from './_peers.js'
 import { tasks } from './_processes.js'
+import { cut } from './_wire.js'
 
 type Where = Served['toServer']
 
@@ -120,7 +120,7 @@ async function assertServes(t: ExecutionContext, served: Served, since: number):
   await warmUp(served)
 }
 
-rxeTest('a client that is killed on its way leaves nothing in the server', async (t, place) => {
+processTest('a client that is killed on its way leaves nothing in the server', async (t, place) => {
   let asked = (): void => undefined
   const authorize = async (): Promise<boolean> => {
     asked()
@@ -149,18 +149,6 @@ rxeTest('a client that is killed on its way leaves nothing in the server', async
   await offered.exited
   await assertServes(t, patient, performance.now())
 
-  // Both are in RTS, and the path is not proven.
-  const dropping = drop('udp dport 4791')
-  t.teardown(() => {
-    dropping.stop()
-  })
-  const proving = Child.start(t)
-  await proving.run(beginToConnect, served.toServer)
-  while (dropping.packets() === 0) await sleep(50)
-  proving.kill()
-  dropping.stop()
-  await assertServes(t, served, performance.now())
-
   // And anywhere.
   for (let round = 0; round < 4; round++) {
     const child = Child.start(t)
@@ -173,30 +161,53 @@ rxeTest('a client that is killed on its way leaves nothing in the server', async
   await assertAsBefore(t, before)
 })
 
-rxeTest('a server that is killed on its way fails connect at once', async (t, place) => {
+cutTest('a client that is killed before the path is proven leaves nothing in the server', async (t, place) => {
+  const served = await serve(t, place)
+  await warmUp(served)
+  const before = await census()
+  // Both are in RTS.
+  const dropping = cut(t)
+  const proving = Child.start(t)
+  await proving.run(beginToConnect, served.toServer)
+  while (dropping.packets() === 0) await sleep(50)
+  proving.kill()
+  dropping.stop()
+  await assertServes(t, served, performance.now())
+  await assertAsBefore(t, before)
+})
+
+/** Starts a server in a process of its own. */
+async function start(t: ExecutionContext, place: Place): Promise<{ child: Child; toServer: ConnectOptions }> {
+  const child = Child.start(t)
+  const port = await child.run(tasks.listen, await listening(place))
+  return { child, toServer: await connecting(place, port) }
+}
+
+async function failsSoon(
+  t: ExecutionContext,
+  attempt: Promise<unknown>,
+  killed: Promise<unknown>,
+  step: string,
+): Promise<void> {
+  attempt.catch(() => undefined)
+  await killed
+  const began = performance.now()
+  const error = await t.throwsAsync<RdmaError>(attempt, { name: 'RdmaError' })
+  t.log(`${step}: ${error.code} (${error.phase}) ${since(began)} after the kill: ${error.message}`)
+  t.true(performance.now() - began < 1000)
+}
+
+processTest('a server that is killed on its way fails connect at once', async (t, place) => {
   await warmUp(await serve(t, place))
   const options = await listening(place)
   const before = await census()
-  const start = async (): Promise<{ child: Child; toServer: ConnectOptions }> => {
-    const child = Child.start(t)
-    const port = await child.run(tasks.listen, options)
-    return { child, toServer: await connecting(place, port) }
-  }
-  const failsSoon = async (attempt: Promise<unknown>, killed: Promise<unknown>, step: string): Promise<void> => {
-    attempt.catch(() => undefined)
-    await killed
-    const began = performance.now()
-    const error = await t.throwsAsync<RdmaError>(attempt, { name: 'RdmaError' })
-    t.log(`${step}: ${error.code} (${error.phase}) ${since(began)} after the kill: ${error.message}`)
-    t.true(performance.now() - began < 1000)
-  }
 
-  const silent = await start()
+  const silent = await start(t, place)
   silent.child.stop()
   const attempt = connect(silent.toServer)
   await sleep(1000)
   silent.child.kill()
-  await failsSoon(attempt, silent.child.exited, 'TLS')
+  await failsSoon(t, attempt, silent.child.exited, 'TLS')
 
   const judging = Child.start(t)
   const port = await judging.run(async ({ rdma, kept }: Scope, options) => {
@@ -204,17 +215,19 @@ rxeTest('a server that is killed on its way fails connect at once', async (t, pl
     kept.server = await rdma.listen({ ...options, authorize })
     return kept.server.address()?.port ?? 0
   }, options)
-  await failsSoon(connect(await connecting(place, port)), judging.exited, 'authorize')
+  await failsSoon(t, connect(await connecting(place, port)), judging.exited, 'authorize')
+  await assertAsBefore(t, before)
+})
 
-  const proving = await start()
-  const dropping = drop('udp dport 4791')
-  t.teardown(() => {
-    dropping.stop()
-  })
+cutTest('a server that is killed before the path is proven fails connect at once', async (t, place) => {
+  await warmUp(await serve(t, place))
+  const before = await census()
+  const proving = await start(t, place)
+  const dropping = cut(t)
   const unproven = connect(proving.toServer)
   while (dropping.packets() === 0) await sleep(50)
   proving.child.kill()
-  await failsSoon(unproven, proving.child.exited, 'path')
+  await failsSoon(t, unproven, proving.child.exited, 'path')
   dropping.stop()
   await assertAsBefore(t, before)
 })

@@ -6,11 +6,12 @@ import type { Connection, RdmaError } from 'secure-rdma'
 import { assertAsBefore, census, type Census } from './_census.js'
 import { Child } from './_child.js'
 import type { Scope } from './_child-main.js'
-import { rxeTest, type Place } from './_device.js'
+import { ownsWire, processTest, type Place } from './_device.js'
 import { drop } from './_guest.js'
 import { receiveNumbered, sendNumbered } from './_numbered.js'
 import { serve, since, warmUp, type Served } from './_peers.js'
 import { tasks } from './_processes.js'
+import { relay } from './_wire.js'
 
 /** A server here and a client in a process of its own. */
 interface Meeting extends Served {
@@ -19,12 +20,18 @@ interface Meeting extends Served {
   accepted: Connection
 }
 
-async function meet(t: ExecutionContext, place: Place): Promise<Meeting> {
+/** `through` gives the port that the client connects to, where that is not the server's own. */
+async function meet(
+  t: ExecutionContext,
+  place: Place,
+  through = (port: number): Promise<number> => Promise.resolve(port),
+): Promise<Meeting> {
   const served = await serve(t, place)
   await warmUp(served)
   const before = await census()
   const child = Child.start(t)
-  const [accepted] = await Promise.all([served.server.accept(), child.run(tasks.connect, served.toServer)])
+  const toServer = { ...served.toServer, port: await through(served.toServer.port) }
+  const [accepted] = await Promise.all([served.server.accept(), child.run(tasks.connect, toServer)])
   return { ...served, before, child, accepted }
 }
 
@@ -89,7 +96,7 @@ async function endsWithin(
   t.deepEqual([received.status, sent.status], ['fulfilled', 'rejected'])
 }
 
-rxeTest('kill -9 of an idle peer is noticed within a second', async (t, place) => {
+processTest('kill -9 of an idle peer is noticed within a second', async (t, place) => {
   const meeting = await meet(t, place)
   const { accepted, child } = meeting
   const receiving = accepted.receive()
@@ -104,7 +111,7 @@ rxeTest('kill -9 of an idle peer is noticed within a second', async (t, place) =
   await assertWell(t, meeting)
 })
 
-rxeTest('kill -9 of a peer in mid-transfer settles all that is pending within a second', async (t, place) => {
+processTest('kill -9 of a peer in mid-transfer settles all that is pending within a second', async (t, place) => {
   const meeting = await meet(t, place)
   const { accepted, child } = meeting
   await child.run(flood)
@@ -120,7 +127,7 @@ rxeTest('kill -9 of a peer in mid-transfer settles all that is pending within a 
   await assertWell(t, meeting)
 })
 
-rxeTest('a peer that is stopped for 10 s is lost within 5 s, and knows when it goes on', async (t, place) => {
+processTest('a peer that is stopped for 10 s is lost within 5 s, and knows when it goes on', async (t, place) => {
   const meeting = await meet(t, place)
   const { child } = meeting
   const ended = child.run(ending)
@@ -143,7 +150,7 @@ rxeTest('a peer that is stopped for 10 s is lost within 5 s, and knows when it g
   await assertWell(t, meeting)
 })
 
-rxeTest('a peer that is stopped for 1 s goes on, and nothing is lost', async (t, place) => {
+processTest('a peer that is stopped for 1 s goes on, and nothing is lost', async (t, place) => {
   const { accepted, child } = await meet(t, place)
   const stop = new AbortController()
   const here = Promise.all([sendNumbered(accepted, stop.signal), receiveNumbered(accepted)])
@@ -161,18 +168,30 @@ rxeTest('a peer that is stopped for 1 s goes on, and nothing is lost', async (t,
   await accepted.close()
 })
 
-rxeTest('a cut of TCP alone ends both sides within 5 s', async (t, place) => {
-  const meeting = await meet(t, place)
-  const { child, toServer } = meeting
-  const ended = child.run(ending)
+processTest('a cut of TCP alone ends both sides within 5 s', async (t, place) => {
+  let cut = (): void => undefined
+  const meeting = await meet(t, place, async (port) => {
+    if (ownsWire) {
+      cut = () => {
+        const dropping = drop(`tcp dport ${port}`, `tcp sport ${port}`)
+        t.teardown(() => {
+          dropping.stop()
+        })
+      }
+      return port
+    }
+    const between = await relay(t, place, port)
+    cut = () => {
+      between.cut()
+    }
+    return between.port
+  })
+  const ended = meeting.child.run(ending)
   const began = performance.now()
-  const cut = (): void => {
-    const dropping = drop(`tcp dport ${toServer.port}`, `tcp sport ${toServer.port}`)
-    t.teardown(() => {
-      dropping.stop()
-    })
+  const fault = (): void => {
+    cut()
   }
-  await endsWithin(t, meeting, { within: 5000, code: /^ERR_RDMA_PEER_LOST$/, fault: cut })
+  await endsWithin(t, meeting, { within: 5000, code: /^ERR_RDMA_PEER_LOST$/, fault })
   t.regex(await ended, /^error ERR_RDMA_(PEER_LOST|PATH)/)
   t.log(`the other side: ${await ended} after ${since(began)}, half a second of which before the cut`)
   t.true(performance.now() - began < 5500)

@@ -1,6 +1,6 @@
 // 64 clients of one server at once, in processes of their own. Each sends and receives what only it knows.
 
-import { rxeTest } from './_device.js'
+import { processTest } from './_device.js'
 import { Child } from './_child.js'
 import type { Scope } from './_child-main.js'
 import { receiverNotReady } from './_guest.js'
@@ -69,7 +69,7 @@ async function use({ rdma }: Scope, { traffic, process: own, count, messages, op
   return up
 }
 
-rxeTest(`${CLIENTS} clients at the same time`, async (t, place) => {
+processTest(`${CLIENTS} clients at the same time`, async (t, place) => {
   t.timeout(180_000)
   const refusals = receiverNotReady()
   const server = Child.start(t)

@@ -1,5 +1,5 @@
 // An unprivileged user, whose memory that devices may pin is limited: how far the usual limit goes, and what a lower
-// one says.
+// one says. The embedded device pins nothing.
 
 import { chmodSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -8,9 +8,9 @@ import type { ExecutionContext } from 'ava'
 import type { ConnectOptions } from 'secure-rdma'
 import { Child } from './_child.js'
 import type { Scope } from './_child-main.js'
-import { rxeTest, type Place } from './_device.js'
+import { rxeTest, softTest, type Place } from './_device.js'
 import { memoryOf } from './_guest.js'
-import { connectOptions, listenOptions, tasks } from './_processes.js'
+import { connected, connectOptions, listenOptions, tasks } from './_processes.js'
 
 /** What most distributions allow, in KiB, as `ulimit -l` takes it. */
 const USUAL = 8192
@@ -131,4 +131,24 @@ rxeTest("a server's limit of 64 KiB fails its handshakes, and it lives on", asyn
   t.log(error.message)
   await t.throwsAsync(client.run(tasks.connect, options))
   t.like(await server.run(({ kept }) => kept.server.stats()), { failed: 2, established: 0, pending: 0 })
+})
+
+softTest('on soft no memory is locked or pinned, so that no limit matters', async (t, place) => {
+  const through = ['sh', '-c', 'ulimit -l 0 && exec "$0" "$@"']
+  const { server, client } = await connected(t, { ...place, enter: { server: through, client: through } })
+  const echoing = server.run(async ({ kept: { connection } }) => {
+    for await (const message of connection) await connection.send(message)
+  })
+  await client.run(async ({ kept: { connection } }) => {
+    await connection.send(Buffer.alloc(1 << 20, 7))
+    const message = await connection.receive()
+    if (!message?.equals(Buffer.alloc(1 << 20, 7))) throw new Error('it came back otherwise')
+  })
+  for (const child of [server, client]) {
+    const limits = await child.run(() => process.getBuiltinModule('node:fs').readFileSync('/proc/self/limits', 'utf8'))
+    t.regex(limits, /^Max locked memory +0 +0 /m)
+    for (const field of ['VmLck', 'VmPin']) t.is(memoryOf(child.pid, field), 0, field)
+  }
+  t.is(await client.run(tasks.close), 'closed')
+  await echoing
 })

@@ -36,6 +36,8 @@ const common: Row[] = [
   [{ authorize: true }, TYPE, 'options.authorize'],
   [{ keyLogFile: 1 }, TYPE, 'options.keyLogFile'],
   [{ keyLogFile: 'a\0b' }, VALUE, 'options.keyLogFile'],
+  [{ captureFile: 1 }, TYPE, 'options.captureFile'],
+  [{ captureFile: 'a\0b' }, VALUE, 'options.captureFile'],
   [{ handshakeTimeout: 0 }, RANGE, 'options.handshakeTimeout'],
   [{ handshakeTimeout: 86_400_001 }, RANGE, 'options.handshakeTimeout'],
   [{ handshakeTimeout: 1.5 }, RANGE, 'options.handshakeTimeout'],

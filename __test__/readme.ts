@@ -16,8 +16,13 @@ const example = readFileSync('examples/hello.mts', 'utf8')
 const hello = resolve('build/examples/hello.mjs')
 const certificates = resolve('build/examples/demo/certificates.js')
 
-/** Where there is an rxe device, as the one who started the tests says. */
-const onRxe = process.env['SECURE_RDMA_TEST_DEVICE'] === 'rxe' ? test : test.skip
+/** Where the example's server listens, and what its client then says, on the device that there is. */
+const places: Record<string, { address: string; device: string }> = {
+  rxe: { address: '10.8.0.1', device: 'rxe1' },
+  soft: { address: '127.0.0.1', device: 'soft' },
+}
+const testDevice = process.env['SECURE_RDMA_TEST_DEVICE'] ?? ''
+const place = places[testDevice]
 
 test("the README's TypeScript is examples/hello.mts, at most 15 lines", (t) => {
   const blocks = [...readFileSync('README.md', 'utf8').matchAll(/^```ts\n(.*?)^```$/gms)].map(([, code]) => code)
@@ -25,18 +30,20 @@ test("the README's TypeScript is examples/hello.mts, at most 15 lines", (t) => {
   t.true(example.split('\n').length - 1 <= 15)
 })
 
-onRxe("[rxe] the README's example says hello over RDMA", async (t) => {
+const hellos = place ? test : test.skip
+hellos(`[${place ? testDevice : 'no device'}] the README's example says hello over RDMA`, async (t) => {
+  const { address, device } = place ?? { address: '', device: '' }
   const folder = mkdtempSync(join(tmpdir(), 'hello-'))
   t.teardown(() => {
     rmSync(folder, { recursive: true })
   })
-  await execute(process.execPath, [certificates, folder, '10.8.0.1'])
-  const server = spawn(process.execPath, [hello, 'server', '10.8.0.1'], { cwd: folder, stdio: 'inherit' })
+  await execute(process.execPath, [certificates, folder, address])
+  const server = spawn(process.execPath, [hello, 'server', address], { cwd: folder, stdio: 'inherit' })
   t.teardown(() => server.kill('SIGKILL'))
   const ended = once(server, 'exit')
-  await listening('10.8.0.1', 7471)
-  const { stdout } = await execute(process.execPath, [hello, 'client', '10.8.0.1'], { cwd: folder })
-  t.is(stdout, 'hello came back over rxe1\n')
+  await listening(address, 7471)
+  const { stdout } = await execute(process.execPath, [hello, 'client', address], { cwd: folder })
+  t.is(stdout, `hello came back over ${device}\n`)
   t.deepEqual(await ended, [0, null])
 })
 

@@ -5,7 +5,7 @@ import { once } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { ExecutionContext } from 'ava'
 import type { Scope } from './_child-main.js'
-import { rxeTest, type Place } from './_device.js'
+import { processTest, rxeTest, type Place } from './_device.js'
 import { memoryOf, receiverNotReady } from './_guest.js'
 import { closed, connected } from './_processes.js'
 
@@ -123,12 +123,14 @@ async function staysBounded(t: ExecutionContext, place: Place, duration: number,
   t.is(receiverNotReady(), refusals, 'nobody was sent to when it was not ready')
 }
 
-rxeTest('a receiver that is idle for 10 s stays within its memory, and loses nothing', (t, place) =>
+processTest('a receiver that is idle for 10 s stays within its memory, and loses nothing', (t, place) =>
   staysBounded(t, place, 10_000),
 )
 
 // One such message is not quite what may wait, so a second one comes whole.
-rxeTest('so it does with messages of almost 1 MiB', (t, place) => staysBounded(t, place, 3000, maxMessageSize - 100))
+processTest('so it does with messages of almost 1 MiB', (t, place) =>
+  staysBounded(t, place, 3000, maxMessageSize - 100),
+)
 
 /** Sends to a program that has one receive posted at a time. */
 async function overrun(t: ExecutionContext, { server, devices }: Place): Promise<void> {

@@ -14,7 +14,7 @@ import test, { type ExecutionContext } from 'ava'
 import type { Connection, RdmaError, Server } from 'secure-rdma'
 import { assertAsBefore, census } from './_census.js'
 import { Child } from './_child.js'
-import { deviceTest, rxeTest } from './_device.js'
+import { deviceTest, processTest } from './_device.js'
 import { connecting, listening, serve, since, warmUp } from './_peers.js'
 import { PLANNED, type Plan } from './_teardown.js'
 
@@ -78,7 +78,7 @@ for (const [major, node] of versions()) {
     test.skip(`[no Node ${major}: node tools/node-versions.mjs fetches it] ${title}`, () => undefined)
     continue
   }
-  rxeTest(title, async (t, place) => {
+  processTest(title, async (t, place) => {
     t.timeout(ROUNDS * HANG)
     const { server, toServer } = await serve(t, place)
     await warmUp({ server, toServer })

@@ -6,7 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { Worker } from 'node:worker_threads'
 import test from 'ava'
-import { deviceTest, rxeTest } from './_device.js'
+import { deviceTest, processTest } from './_device.js'
 import { connecting, serve } from './_peers.js'
 
 /** What a worker does: connects, sends without end, and says when it has begun. */
@@ -67,8 +67,7 @@ deviceTest('worker.terminate() in flight: the other side is told, the process li
   t.is(server.connections, 0)
 })
 
-// In-memory devices end at their process.
-rxeTest('ends of processes in flight keep their exit code', async (t, place) => {
+processTest('ends of processes in flight keep their exit code', async (t, place) => {
   const { server, toServer } = await serve(t, place)
   const ends = {
     'process.exit(7)': 7,

@@ -1,92 +1,12 @@
 // Messages of all sizes both ways at once, and a file: two processes, two devices, every byte compared.
 
-import { randomBytes } from 'node:crypto'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
-import type { ExecutionContext } from 'ava'
-import type { Scope } from './_child-main.js'
-import { betweenProcesses } from './_device.js'
+import { addressingOf, betweenProcesses } from './_device.js'
 import { receiverNotReady } from './_guest.js'
-import { closed, connected, type Processes } from './_processes.js'
-import type * as Traffic from './_traffic.js'
+import { closed, connected } from './_processes.js'
+import { fileFromServer, messagesBothWays } from './_transfer.js'
 
 const MESSAGES = 10_000
 const FILE_SIZE = 64 << 20
-
-/** The module with the traffic, for the children. */
-const traffic = require.resolve('./_traffic.js')
-
-interface Exchange {
-  traffic: string
-  own: string
-  peer: string
-  count: number
-}
-
-/** Sends and receives at once. */
-async function exchange({ kept }: Scope, { traffic, own, peer, count }: Exchange): Promise<Traffic.Transferred> {
-  const require = process.getBuiltinModule('node:module').createRequire(traffic)
-  const { sendAll, receiveAll } = require(traffic) as typeof Traffic
-  const { connection } = kept
-  const [received] = await Promise.all([receiveAll(connection, peer, count), sendAll(connection, own, count)])
-  return received
-}
-
-async function sendsFile({ kept }: Scope, { traffic, file }: { traffic: string; file: string }): Promise<string> {
-  const require = process.getBuiltinModule('node:module').createRequire(traffic)
-  const { sendFile } = require(traffic) as typeof Traffic
-  return sendFile(kept.connection, file)
-}
-
-async function receivesFile({ kept }: Scope, traffic: string): Promise<{ bytes: number; sha256: string }> {
-  const require = process.getBuiltinModule('node:module').createRequire(traffic)
-  const { receiveFile } = require(traffic) as typeof Traffic
-  return receiveFile(kept.connection)
-}
-
-function rate(bytes: number, milliseconds: number): string {
-  return `${(bytes / 2 ** 20).toFixed(1)} MiB in ${(milliseconds / 1000).toFixed(2)} s`
-}
-
-async function messagesBothWays(t: ExecutionContext, { server, client }: Processes): Promise<void> {
-  const seed = process.env['SECURE_RDMA_SEED'] ?? randomBytes(6).toString('hex')
-  t.log(`SECURE_RDMA_SEED=${seed}`)
-  const [down, up] = [`${seed} server`, `${seed} client`]
-  const received = await Promise.all([
-    server.run(exchange, { traffic, own: down, peer: up, count: MESSAGES }),
-    client.run(exchange, { traffic, own: up, peer: down, count: MESSAGES }),
-  ])
-  for (const [i, { bytes, shortest, longest, milliseconds }] of received.entries()) {
-    t.log(
-      `${['server', 'client'][i]} received ${MESSAGES} messages, ${shortest} to ${longest} B, ${rate(bytes, milliseconds)}`,
-    )
-    t.is(shortest, 0)
-    t.true(longest > 60_000)
-  }
-  const stats = await Promise.all([server, client].map((end) => end.run(({ kept }) => kept.connection.stats())))
-  for (const [i, { messagesSent, messagesReceived, bytesSent, bytesReceived, waitsForCredit }] of stats.entries()) {
-    t.deepEqual([messagesSent, messagesReceived, bytesReceived], [MESSAGES, MESSAGES, received[i]?.bytes ?? 0])
-    t.is(bytesSent, received[1 - i]?.bytes ?? 0)
-    t.log(`${['server', 'client'][i]} waited ${waitsForCredit} times for credit`)
-  }
-}
-
-async function fileFromServer(t: ExecutionContext, { server, client }: Processes): Promise<void> {
-  const folder = mkdtempSync(join(tmpdir(), 'transfer-'))
-  t.teardown(() => {
-    rmSync(folder, { recursive: true })
-  })
-  const file = join(folder, 'file')
-  writeFileSync(file, randomBytes(FILE_SIZE))
-  const began = performance.now()
-  const [sent, received] = await Promise.all([
-    server.run(sendsFile, { traffic, file }),
-    client.run(receivesFile, traffic),
-  ])
-  t.log(`file: ${rate(received.bytes, performance.now() - began)}, sha256 ${received.sha256}`)
-  t.deepEqual(received, { bytes: FILE_SIZE, sha256: sent })
-}
 
 betweenProcesses(`${MESSAGES} messages both ways at once, then a file`, async (t, place) => {
   t.timeout(240_000)
@@ -95,10 +15,14 @@ betweenProcesses(`${MESSAGES} messages both ways at once, then a file`, async (t
   const processes = await connected(t, place, { options: { addressing } })
   const { server, client } = processes.told
   t.deepEqual({ server: server.device.name, client: client.device.name }, place.devices)
-  for (const { handshake } of [server, client]) t.is(handshake.addressing, addressing)
+  t.regex(server.handshake.addressing, new RegExp(`^${addressingOf(place, 'server')}`))
+  t.regex(client.handshake.addressing, new RegExp(`^${addressingOf(place, 'client')}`))
 
-  await messagesBothWays(t, processes)
-  await fileFromServer(t, processes)
+  for (const { shortest, longest } of await messagesBothWays(t, processes, MESSAGES)) {
+    t.is(shortest, 0)
+    t.true(longest > 60_000)
+  }
+  await fileFromServer(t, processes, FILE_SIZE)
   await closed(t, processes)
   t.is(receiverNotReady(), refusals, 'nobody was sent to when it was not ready')
 })

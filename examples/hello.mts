@@ -1,6 +1,6 @@
 import { readFileSync as file } from 'node:fs'
 import { connect, listen } from 'secure-rdma'
-const [role = 'client', host = '10.8.0.1'] = process.argv.slice(2)
+const [role = 'client', host = '127.0.0.1'] = process.argv.slice(2)
 const tls = { ca: file('ca.pem'), cert: file(`${role}.pem`), key: file(`${role}.key`) }
 if (role === 'server') {
   const server = await listen({ host, port: 7471, ...tls })

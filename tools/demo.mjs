@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 // @ts-check
-// npm run demo: makes the checkout ready, then sends a file over RDMA between two processes (examples/demo), on this
-// machine where it has an RDMA device, otherwise in the soft-RoCE guest.
+// npm run demo: makes the checkout ready, then sends a file over RDMA between two processes (examples/demo): on an RDMA
+// device of this machine, otherwise on the embedded one; in the soft-RoCE guest if that is asked for.
 
 import { statSync } from 'node:fs'
 import { join, relative, resolve } from 'node:path'
@@ -15,8 +15,8 @@ const USAGE = `usage: npm run demo -- [options]
   --size BYTES      how much of it: 1000, 64M, 1G (powers of 1024); the whole file, and at least 64M, unless told otherwise
   --show-secrets    print the starting PSNs themselves, not their fingerprints: for looking into a capture
   --server ADDRESS  where the server listens, and
-  --client ADDRESS  where the client connects from: IP addresses of RDMA devices of this machine
-  --soft-roce       run in the guest although this machine has an RDMA device
+  --client ADDRESS  where the client connects from: IP addresses of this machine's RDMA devices, or loopback addresses
+  --soft-roce       run on two soft-RoCE devices of a Linux kernel, in a small virtual machine
 Exit status 0: the file has arrived, and both sides agree on everything they can compare.`
 
 /** The guest's two devices, rxe0 and rxe1. */
@@ -76,16 +76,22 @@ function bytesOf(text) {
   return bytes
 }
 
+/** Over the embedded device. @type {Omit<Place, 'why'>} */
+const LOOPBACK = { server: '127.0.0.1', client: '127.0.0.1' }
+
 /**
- * Where on this machine the demo can run, or why not.
- * @returns {Promise<Place | string>}
+ * Where on this machine the demo runs.
+ * @returns {Promise<Place>}
  */
 async function placeOnHost() {
   /** @type {typeof import('../dist/index.mjs')} */
   const { devices } = await import(pathToFileURL(join(ROOT, 'dist/index.mjs')).href)
-  const all = await devices()
-  if (all.length === 0) return 'This machine has no RDMA device'
-  const fit = all.flatMap(({ name, unusable, ports }) => {
+  const others = (await devices()).filter(({ kind }) => kind !== 'soft')
+  if (others.length === 0) {
+    const why = 'This machine has no RDMA device, so the demo runs on the embedded one, over loopback'
+    return { ...LOOPBACK, why }
+  }
+  const fit = others.flatMap(({ name, unusable, ports }) => {
     const addresses = unusable ? [] : ports.filter(({ active }) => active).flatMap((port) => port.addresses)
     // A link-local address says nothing without its interface.
     const [address] = addresses.filter((candidate) => !/^(fe80:|169\.254\.)/i.test(candidate))
@@ -93,8 +99,11 @@ async function placeOnHost() {
   })
   const [first] = fit
   if (!first) {
-    const names = all.map(({ name, unusable }) => (unusable ? `${name}: ${unusable}` : name)).join('; ')
-    return `No RDMA device of this machine has an active port with an IP address (${names})`
+    const names = others.map(({ name, unusable }) => (unusable ? `${name}: ${unusable}` : name)).join('; ')
+    const why =
+      `No RDMA device of this machine has an active port with an IP address (${names}),\n` +
+      'so the demo runs on the embedded one, over loopback'
+    return { ...LOOPBACK, why }
   }
   // One device for both: whether two of them have a wire between them is not known here.
   const why = `This machine has an RDMA device, ${first.name} at ${first.address}, so the demo runs on it`
@@ -114,18 +123,14 @@ await mainOf('demo', async () => {
     return [main, '--server', server, '--client', client, ...options]
   }
 
-  /** @type {Place | string} */
-  let place = 'Asked for with --soft-roce'
-  if (wanted.addresses) place = { ...wanted.addresses, why: 'On the given addresses' }
-  else if (!wanted.softRoce) place = await placeOnHost()
-
-  if (typeof place !== 'string') {
+  if (!wanted.softRoce) {
+    const place = wanted.addresses ? { ...wanted.addresses, why: 'On the given addresses' } : await placeOnHost()
     console.log(`${place.why}.\n`)
     process.exitCode = await runForStatus(process.execPath, command(place))
     return
   }
   console.log(
-    `${place}: the demo runs in a small virtual machine (QEMU) with Debian's\n` +
+    `Asked for with --soft-roce: the demo runs in a small virtual machine (QEMU) with Debian's\n` +
       `kernel and two soft-RoCE devices, rxe0 and rxe1, at the two ends of a virtual wire.\n`,
   )
   const guest = relative(process.cwd(), join(ROOT, 'tools/soft-roce/run.mjs'))

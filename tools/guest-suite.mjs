@@ -1,13 +1,17 @@
 #!/usr/bin/env node
 // @ts-check
-// What tools/test.mjs runs in the guest: Rust device tests that were built outside, then the ava suite, on real rxe.
+// What tools/test.mjs runs in the guest: Rust device tests that were built outside, then the ava suite, on real rxe, then
+// what can be tested between rxe and the embedded device.
 // CLI: node tools/guest-suite.mjs RESULT-FILE [TEST-EXECUTABLE ...]
 
 import { writeFileSync } from 'node:fs'
-import { basename, dirname } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { Ava, RustTests } from './counts.mjs'
-import { mainOf } from './process.mjs'
+import { mainOf, run } from './process.mjs'
+
+/** The tests that know a place between both. */
+const MIXED_TESTS = ['capture', 'mixed', 'transfer']
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 
@@ -16,16 +20,31 @@ await mainOf('guest-suite', async () => {
   const env = { ...process.env, SECURE_RDMA_REQUIRE_RXE: '1', SECURE_RDMA_TEST_DEVICE: 'rxe' }
   const rust = new RustTests()
   let failed = false
-  for (const executable of executables) {
-    console.log(`\n${basename(executable)}`)
-    const status = await rust.run(executable, ['--include-ignored'], env)
-    failed ||= status !== 0
+  const runRust = async (/** @type {string[]} */ some) => {
+    for (const executable of some) {
+      console.log(`\n${basename(executable)}`)
+      const status = await rust.run(executable, ['--include-ignored'], env)
+      failed ||= status !== 0
+    }
   }
+  const needsPeer = (/** @type {string} */ executable) => basename(executable).startsWith('interop-')
+  await runRust(executables.filter((executable) => !needsPeer(executable)))
   console.log('\nava on rxe')
   const ava = new Ava(root)
   // JavaScript is several times slower here. One file at a time: what some filter, capture and count is the whole guest's.
   const status = await ava.run(['--timeout=240s', '--concurrency=1'], env)
   failed ||= status !== 0
-  writeFileSync(resultFile, JSON.stringify({ rust: rust.counts, ava: ava.counts }))
+
+  console.log('\nbetween rxe and soft')
+  await run('sh', [join(root, 'tools/soft-roce/peer.sh')])
+  await runRust(executables.filter(needsPeer))
+  const mixed = new Ava(root)
+  const files = MIXED_TESTS.map((name) => join(root, `build/__test__/${name}.js`))
+  const mixedStatus = await mixed.run(['--timeout=240s', '--concurrency=1', ...files], {
+    ...env,
+    SECURE_RDMA_TEST_DEVICE: 'mixed',
+  })
+  failed ||= mixedStatus !== 0
+  writeFileSync(resultFile, JSON.stringify({ rust: rust.counts, ava: ava.counts, mixed: mixed.counts }))
   process.exitCode = failed ? 1 : 0
 })

@@ -22,7 +22,8 @@ const fakeAddon = () => join(ROOT, FAKE_BUILD, `secure-rdma.${process.platform}-
 const rust = new Counts()
 const ava = new Counts()
 const fake = new Counts()
-const guest = { rust: new Counts(), ava: new Counts() }
+const soft = new Counts()
+const guest = { rust: new Counts(), ava: new Counts(), mixed: new Counts() }
 
 /**
  * @typedef {object} Step
@@ -77,8 +78,19 @@ const STEPS = {
   fake: {
     title: 'TypeScript: ava on in-memory devices (a test build of the addon; no device test counts as one)',
     async work() {
-      await run(node, ['tools/build-addon.mjs', '--fake'], { cwd: ROOT, env })
+      await buildTestAddon()
       await runAva(fake, { SECURE_RDMA_TEST_DEVICE: 'fake', NAPI_RS_NATIVE_LIBRARY_PATH: fakeAddon() })
+    },
+  },
+  soft: {
+    title: 'TypeScript: ava on the embedded device over loopback, IPv4 and IPv6',
+    async work() {
+      await runAva(soft, { SECURE_RDMA_TEST_DEVICE: 'soft' })
+      // What cuts the wire: in a test build, since nothing else can without root.
+      await buildTestAddon()
+      const cuts = { SECURE_RDMA_TEST_DEVICE: 'soft', NAPI_RS_NATIVE_LIBRARY_PATH: fakeAddon() }
+      await runAva(soft, cuts, CUT_TESTS)
+      if (soft.onDevice === 0) throw new ProcessError('not one ava test ran on the embedded device', 1)
     },
   },
   pack: {
@@ -86,17 +98,24 @@ const STEPS = {
     work: () => run(node, ['tools/test-pack.mjs'], { cwd: ROOT, env }),
   },
   'soft-roce': {
-    title: 'Soft-RoCE: Rust device tests and ava in a guest with two real rxe devices',
+    title:
+      'Soft-RoCE: Rust device tests and ava in a guest with real rxe devices, among them and with the embedded one',
     work: testInGuest,
   },
 }
 
+/** The tests that cut the wire of RDMA. */
+const CUT_TESTS = ['abort', 'faults-handshake', 'faults-path'].map((name) => `build/__test__/${name}.js`)
+
+/** The addon with in-memory devices, and with an embedded device whose wire can be cut. */
+const buildTestAddon = () => run(node, ['tools/build-addon.mjs', '--fake'], { cwd: ROOT, env })
+
 const denials = () => (lintsStrictly() ? ['--', '-D', 'warnings'] : [])
 
-/** @param {Counts} counts @param {NodeJS.ProcessEnv} extra */
-async function runAva(counts, extra) {
+/** @param {Counts} counts @param {NodeJS.ProcessEnv} extra @param {string[]} [files] */
+async function runAva(counts, extra, files = []) {
   const runner = new Ava(ROOT)
-  const status = await runner.run([], { ...env, ...extra })
+  const status = await runner.run(files, { ...env, ...extra })
   counts.add(runner.counts)
   expectSuccess('ava', status)
 }
@@ -109,16 +128,18 @@ async function testInGuest() {
   const executables = await deviceTests()
   if (executables.length === 0) throw new ProcessError('no Rust test asks for a device', 1)
   const command = [node, join(ROOT, 'tools/guest-suite.mjs'), resultFile, ...executables]
-  const options = ['--share', results, '--timeout', '2400', '--memory', '4096']
+  const options = ['--share', results, '--timeout', '3600', '--memory', '4096']
   const status = await runForStatus(node, ['tools/soft-roce/run.mjs', ...options, '--', ...command], { cwd: ROOT, env })
   if (existsSync(resultFile)) {
     const result = JSON.parse(readFileSync(resultFile, 'utf8'))
     guest.rust.add(result.rust)
     guest.ava.add(result.ava)
+    guest.mixed.add(result.mixed)
   }
   expectSuccess('the guest', status)
   if (guest.rust.passed === 0) throw new ProcessError('not one Rust device test ran in the guest', 1)
   if (guest.ava.onDevice === 0) throw new ProcessError('not one ava test ran on an rxe device', 1)
+  if (guest.mixed.onDevice === 0) throw new ProcessError('not one ava test ran between soft and rxe', 1)
 }
 
 /** Builds all Rust tests, and gives the executables in which some are only for a device. */
@@ -200,14 +221,16 @@ await mainOf('test', async () => {
   if (selected('rust')) console.log(`Rust on this host: ${rust} (skipped: those that need a device)`)
   if (selected('ava')) console.log(`ava on this host, no device: ${ava}`)
   if (selected('fake')) console.log(`ava on in-memory devices: ${fake}`)
+  if (selected('soft')) console.log(`ava on soft: ${soft}; ${soft.onDevice} of them ran on the embedded device`)
   if (selected('soft-roce')) {
     console.log(`Rust device tests in the guest: ${guest.rust}`)
     console.log(`ava in the guest: ${guest.ava}; ${guest.ava.onDevice} of them ran on a real rxe device`)
+    console.log(`ava between soft and rxe, in the guest: ${guest.mixed}`)
   } else {
-    console.log('NO TEST RAN ON AN RDMA DEVICE: the soft-roce step was left out')
+    console.log(`NO TEST RAN ON ${selected('soft') ? 'A KERNEL' : 'AN RDMA'} DEVICE: the soft-roce step was left out`)
   }
   // What passed on no device at all is no test of RDMA: in-memory passes do not count, their failures do.
-  const total = new Counts().add(ava).add(guest.ava)
+  const total = new Counts().add(ava).add(soft).add(guest.ava).add(guest.mixed)
   console.log(`${total.passed} passed, ${total.failed + fake.failed} failed`)
   if (failures > 0) process.exitCode = 1
 })

@@ -1,0 +1,48 @@
+#!/bin/sh
+# Makes a wire in the guest between a soft-RoCE device and a network namespace that has none, for the embedded device:
+#   rxe2 on v2: 10.9.0.1, fd09::1        namespace `peer`, p0: 10.9.0.2, fd09::2
+# usage: peer.sh [MTU]      (4200 unless told otherwise: RoCE's path MTU is then 4096)
+#
+# rdma_rxe holds UDP 4791 in the first network namespace and in no other, so that the embedded device has it in `peer`.
+set -eu
+MTU=${1:-4200}
+
+# In the kernel's default mode every namespace sees every RDMA device. This one shall be as a machine that has none.
+rdma system set netns exclusive
+ip netns add peer
+ip -n peer link set lo up
+ip link add v2 mtu "$MTU" type veth peer name p0 mtu "$MTU" netns peer
+
+# end ARGUMENTS-OF-ip INTERFACE IPV4 IPV6
+end() {
+  # shellcheck disable=SC2086 # none, or two words
+  set -- "$1" "$2" "$3" "$4"
+  ip $1 address add "$3/24" dev "$2"
+  ip $1 -6 address add "$4/64" dev "$2" nodad
+  ip $1 link set "$2" up
+}
+end "" v2 10.9.0.1 fd09::1
+end "-n peer" p0 10.9.0.2 fd09::2
+# The wire is known from the start: no packet is lost to address resolution.
+mac() { ip $1 -o link show dev "$2" | sed -n 's/.*link\/ether \([^ ]*\).*/\1/p'; }
+outside=$(mac "" v2)
+inside=$(mac "-n peer" p0)
+ip neighbour add 10.9.0.2 lladdr "$inside" dev v2 nud permanent
+ip -6 neighbour add fd09::2 lladdr "$inside" dev v2 nud permanent
+ip -n peer neighbour add 10.9.0.1 lladdr "$outside" dev p0 nud permanent
+ip -n peer -6 neighbour add fd09::1 lladdr "$outside" dev p0 nud permanent
+
+rdma link add rxe2 type rxe netdev v2
+
+# The kernel fills the GID table in its own time.
+gids=/sys/class/infiniband/rxe2/ports/1/gids
+tries=0
+until grep -qs ffff:0a09:0001 "$gids"/* && grep -qs 'fd09:.*:0001' "$gids"/*; do
+  tries=$((tries + 1))
+  if [ "$tries" -gt 100 ]; then
+    echo "peer: the GIDs of rxe2 are not its addresses:"
+    cat "$gids"/[0-3]
+    exit 1
+  fi
+  sleep 0.1
+done
