@@ -10,12 +10,10 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use secure_rdma_rdma::{DeviceLimits, Error, ErrorCode, LKey, Qpn, QueuePairHandler, Result};
 
 use crate::capture::Capture;
@@ -27,6 +25,7 @@ use crate::receive::Intake;
 use crate::socket::Opener;
 use crate::traffic::Traffic;
 use crate::transmit::Outgoing;
+use crate::waiter::Waiter;
 
 /// Locks, whatever a panicking thread left: every critical section here leaves its data whole.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -99,8 +98,10 @@ pub(crate) struct Core {
     pub(crate) pollers: AtomicUsize,
     /// How often they have looked.
     pub(crate) polls: AtomicU64,
-    service_bell: EventFd,
-    poller_bell: EventFd,
+    /// What the service thread waits with.
+    pub(crate) service_waiter: Waiter,
+    /// What a poller waits with in its place.
+    pub(crate) poller_waiter: Waiter,
     closing: AtomicBool,
     gone: Gone,
     /// Where packets are written to.
@@ -119,12 +120,13 @@ impl Core {
         let smallest = ports.iter().map(|family| family.receive_buffer).min();
         config.receive_buffer = config.receive_buffer.or(smallest);
         let engine = Engine::new(config, Arc::clone(&options.entropy))?;
-        let bell = || {
-            EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(|errno| {
-                let message = format!("{} cannot be opened: eventfd: {}", options.name, errno.desc());
-                Error::new(ErrorCode::DeviceOpen, message).with_syscall("eventfd", errno as i32)
+        let waiter = || {
+            Waiter::new(&ports).map_err(|errno| {
+                let message = format!("{} cannot be opened: epoll: {}", options.name, errno.desc());
+                Error::new(ErrorCode::DeviceOpen, message).with_syscall("epoll_ctl", errno as i32)
             })
         };
+        let (service_waiter, poller_waiter) = (waiter()?, waiter()?);
         let core = Self {
             name: options.name.clone(),
             limits: crate::limits::limits(),
@@ -144,8 +146,8 @@ impl Core {
             born: Instant::now(),
             pollers: AtomicUsize::new(0),
             polls: AtomicU64::new(0),
-            service_bell: bell()?,
-            poller_bell: bell()?,
+            service_waiter,
+            poller_waiter,
             closing: AtomicBool::new(false),
             gone: Gone::default(),
             capture: OnceLock::new(),
@@ -253,11 +255,11 @@ impl Core {
         u64::try_from(at.saturating_duration_since(self.born).as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// How long to sleep: `None` not at all, `Some(None)` until somebody wakes.
+    /// Until when to sleep: `None` not at all, `Some(None)` until somebody wakes.
     ///
     /// Between two messages there is no timeout, and with the next one there is one again: who slept without end in
     /// between would have to be woken for it. So an alarm that was set earlier stays.
-    pub(crate) fn fall_asleep(&self) -> Option<Option<Duration>> {
+    pub(crate) fn fall_asleep(&self) -> Option<Option<Instant>> {
         let mut state = self.state();
         if self.news.load(Ordering::Acquire) || (self.wanted.load(Ordering::Acquire) && !self.is_blocked()) {
             return None;
@@ -267,14 +269,12 @@ impl Core {
             Some(Alarm::At(alarm)) if alarm > now => Some(alarm),
             _ => None,
         };
-        let timeout = state.engine.poll_timeout();
-        let at = timeout.into_iter().chain(earlier).min();
-        let pause = at.map(|at| at.saturating_duration_since(now));
-        if pause == Some(Duration::ZERO) {
+        let at = state.engine.poll_timeout().into_iter().chain(earlier).min();
+        if at.is_some_and(|at| at <= now) {
             return None;
         }
         state.alarm = Some(at.map_or(Alarm::Never, Alarm::At));
-        Some(pause)
+        Some(at)
     }
 
     /// Whether a socket takes no more for now.
@@ -293,7 +293,7 @@ impl Core {
     /// Wakes who waits for packets: the service thread, or a poller in its place.
     pub(crate) fn wake(&self) {
         if self.pollers.load(Ordering::Acquire) > 0 {
-            let _ = self.poller_bell.write(1);
+            self.poller_waiter.wake();
         } else {
             self.wake_service();
         }
@@ -301,19 +301,7 @@ impl Core {
 
     /// Wakes the service thread.
     pub(crate) fn wake_service(&self) {
-        // A full counter (EAGAIN) is readable already.
-        let _ = self.service_bell.write(1);
-    }
-
-    /// What the service thread, or a poller, waits on beside the sockets.
-    pub(crate) fn bell(&self, poller: bool) -> BorrowedFd<'_> {
-        if poller { self.poller_bell.as_fd() } else { self.service_bell.as_fd() }
-    }
-
-    /// Takes a wake-up back, before looking at what it was for.
-    pub(crate) fn silence(&self, poller: bool) {
-        let bell = if poller { &self.poller_bell } else { &self.service_bell };
-        let _ = bell.read();
+        self.service_waiter.wake();
     }
 
     /// Whether this thread is in a call of one of this device's handlers, or about to make one.

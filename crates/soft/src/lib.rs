@@ -35,8 +35,10 @@ mod region;
 mod route;
 mod service;
 mod socket;
+mod spin;
 mod traffic;
 mod transmit;
+mod waiter;
 
 pub use device::SoftDevice;
 pub use devices::SoftDevices;

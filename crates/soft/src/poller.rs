@@ -62,17 +62,21 @@ impl Poller {
             if self.owner.round(&mut intake, look, true).busy {
                 return true;
             }
+            if self.owner.spin(&mut intake, true).is_some() {
+                return true;
+            }
             look = Sockets::default();
             let left = end.map(|end| end.saturating_duration_since(Instant::now()));
             if left == Some(Duration::ZERO) || self.owner.is_gone() {
                 return false;
             }
-            if let Some(pause) = self.owner.fall_asleep() {
-                let pause = match (pause, left) {
-                    (Some(pause), Some(left)) => Some(pause.min(left)),
-                    (pause, left) => pause.or(left),
-                };
-                look = self.owner.wait(pause, true, false);
+            if let Some(at) = self.owner.fall_asleep() {
+                let asleep = Instant::now();
+                let waiter = &self.owner.poller_waiter;
+                look = self.owner.wait(waiter, &mut intake.armed, at, left);
+                if !look.is_empty() {
+                    intake.spin.slept(asleep.elapsed());
+                }
             }
         }
     }

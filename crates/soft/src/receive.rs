@@ -17,7 +17,9 @@ use crate::core::{Core, State};
 use crate::engine::{Arrival, Retired};
 use crate::ports::Family;
 use crate::socket::{BATCH, Datagrams, HOP_LIMIT, Receiver};
+use crate::spin::Spin;
 use crate::traffic::add;
+use crate::waiter::Armed;
 
 /// Bytes after which a round stops receiving, so that what was received is still in the processor's cache when the
 /// engine reads it.
@@ -31,6 +33,10 @@ pub(crate) struct Intake {
     most: usize,
     /// The socket on which something came last.
     latest: usize,
+    /// Whether to look again before sleeping.
+    pub(crate) spin: Spin,
+    /// What the pollers' waiter is armed with.
+    pub(crate) armed: Armed,
     completions: Vec<Completion>,
     calls: Vec<Call>,
     retired: Retired,

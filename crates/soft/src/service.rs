@@ -2,21 +2,17 @@
 //!
 //! It stands back while a [`crate::Poller`] is at work.
 
-use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::time::TimeSpec;
 use secure_rdma_rdma::{Error, ErrorCode, Result};
-use smallvec::SmallVec;
 
 use crate::core::{Core, lock, try_lock};
 use crate::receive::{Sockets, guarded};
+use crate::waiter::{Armed, Waiter};
 
 /// How long a poller that does not look is trusted to look again. Then the service thread does a round for it, so that
 /// no peer takes us for dead.
@@ -40,9 +36,10 @@ pub(crate) fn start(core: Arc<Core>) -> Result<()> {
 fn run(core: &Core) {
     let mut seen = 0;
     let mut look = Sockets::ALL;
+    let mut armed = Armed::default();
     while !core.is_closing() {
         if core.pollers.load(Ordering::Acquire) > 0 {
-            core.wait(Some(PATIENCE), false, true);
+            core.service_waiter.stand_by(PATIENCE);
             let polls = core.polls.load(Ordering::Acquire);
             if polls == seen
                 && let Some(mut intake) = try_lock(&core.intake)
@@ -53,48 +50,45 @@ fn run(core: &Core) {
             look = Sockets::ALL;
             continue;
         }
-        look = core.round(&mut lock(&core.intake), look, false).more;
-        if look.is_empty() {
-            look = match core.fall_asleep() {
-                Some(pause) => core.wait(pause, false, false),
-                None => Sockets::ALL,
-            };
+        let mut intake = lock(&core.intake);
+        look = core.round(&mut intake, look, false).more;
+        if !look.is_empty() {
+            continue;
         }
+        if let Some(round) = core.spin(&mut intake, false) {
+            look = round.more;
+            continue;
+        }
+        drop(intake);
+        look = match core.fall_asleep() {
+            Some(at) => {
+                let asleep = Instant::now();
+                let come = core.wait(&core.service_waiter, &mut armed, at, None);
+                if !come.is_empty() {
+                    lock(&core.intake).spin.slept(asleep.elapsed());
+                }
+                come
+            }
+            None => Sockets::ALL,
+        };
     }
 }
 
 impl Core {
-    /// Waits, at most for `pause`, until somebody wakes us, a packet comes, or a socket that was full takes more; if
-    /// `aside`, only until somebody wakes us. Tells where packets have come.
-    pub(crate) fn wait(&self, pause: Option<Duration>, poller: bool, aside: bool) -> Sockets {
-        let bell = self.bell(poller);
-        let mut descriptors: SmallVec<[PollFd<'_>; 5]> = SmallVec::new();
-        descriptors.push(PollFd::new(bell, PollFlags::POLLIN));
-        if !aside {
-            let receiving = self.ports.iter().map(|family| (&family.receive, PollFlags::POLLIN));
-            let sending = self.ports.iter().map(|family| (&family.send, PollFlags::POLLOUT));
-            let sending = sending.filter(|_| self.is_blocked());
-            descriptors
-                .extend(receiving.chain(sending).map(|(socket, what)| PollFd::new(socket.as_fd(), what)));
+    /// Waits until `at` and at the most for `most`, until somebody wakes us, a packet comes, or a socket that was full
+    /// takes more. Tells where packets have come.
+    pub(crate) fn wait(
+        &self,
+        waiter: &Waiter,
+        armed: &mut Armed,
+        at: Option<Instant>,
+        most: Option<Duration>,
+    ) -> Sockets {
+        let woken = waiter.wait(armed, &self.ports, at, most, self.is_blocked());
+        if woken.room {
+            self.unblock();
         }
-        let answer = ppoll(&mut descriptors, pause.map(TimeSpec::from_duration), None);
-        let mut come = Sockets::default();
-        if matches!(answer, Err(Errno::EINTR) | Ok(0)) {
-            return come;
-        }
-        for (index, descriptor) in descriptors.iter().enumerate() {
-            let found = descriptor.revents().unwrap_or(PollFlags::empty());
-            if found.is_empty() {
-                continue;
-            }
-            match index {
-                0 => self.silence(poller),
-                // An error waits to be taken like a packet.
-                _ if !found.contains(PollFlags::POLLOUT) => come.insert(index - 1),
-                _ => self.unblock(),
-            }
-        }
-        come
+        woken.come
     }
 
     /// The engine has panicked: nothing that it says can be relied on, so that every queue pair hears of the end.
