@@ -10,6 +10,8 @@ use secure_rdma_rdma::{Access, Memory, MemoryWindow, RKey};
 use secure_rdma_soft::engine::{Config, Engine, ReceiveQueueId, WindowId};
 
 use super::memory::{Shadow, Shadows};
+use super::model::{Habits, Model};
+use super::node::Node;
 use super::random::{Random, Seeded};
 use super::requests::Receive;
 use super::responder::Opening;
@@ -64,7 +66,10 @@ pub struct Held {
 
 /// A host with an engine.
 pub struct Host {
-    pub engine: Engine,
+    pub node: Node,
+    /// The window and the interval of ACKs that the model holds it to.
+    pub max_window: u32,
+    pub ack_interval: u32,
     pub address: IpAddr,
     pub shadows: Shadows,
     pub openings: HashMap<u32, Opening>,
@@ -82,8 +87,15 @@ impl Host {
     pub fn new(scenario: &Scenario, index: usize, address: IpAddr) -> Self {
         let mut random = scenario.random(100 + index as u64);
         let config = config(scenario, &mut random);
-        let mut engine =
-            Engine::new(config, Arc::new(Seeded::new(scenario.seed, 200 + index as u64))).unwrap();
+        let (mut max_window, mut ack_interval) = (config.max_window, config.ack_interval);
+        let habits = random.pick(&[Habits::Rxe, Habits::Hfi1]);
+        let mut node = if index == 1 && scenario.has(Fault::OtherPeer) {
+            (max_window, ack_interval) = (Habits::WINDOW, Habits::ACK_INTERVAL);
+            Node::Model(Box::new(Model::new(habits, scenario.random(300 + index as u64))))
+        } else {
+            let entropy = Arc::new(Seeded::new(scenario.seed, 200 + index as u64));
+            Node::Engine(Box::new(Engine::new(config, entropy).unwrap()))
+        };
         let mut shadows = Shadows::default();
         let mut openings = HashMap::new();
         let rights = [
@@ -93,7 +105,7 @@ impl Host {
         ];
         for (region, access) in rights.into_iter().enumerate() {
             let memory = Arc::new(Memory::allocate(REGION).unwrap());
-            let keys = engine.register(Arc::clone(&memory), access).unwrap();
+            let keys = node.register(Arc::clone(&memory), access);
             let bytes = Shadow::pattern(REGION, &mut random);
             shadows.regions.push(Shadow::new(&memory, bytes, &keys, access));
             if access.intersects(EVERYTHING - Access::LOCAL_WRITE) {
@@ -102,24 +114,26 @@ impl Host {
                 openings.insert(keys.rkey.expose(), opening);
             }
         }
-        let shared = scenario
-            .has(Fault::SharedReceives)
-            .then(|| (engine.create_receive_queue(64).unwrap(), VecDeque::new()));
-        let windows = if scenario.has(Fault::Windows) { 4 } else { 0 };
-        let windows = (0..windows)
-            .map(|_| Held {
-                window: Arc::new(Window { id: engine.create_window() }),
-                state: WindowUse::Free,
-                owner: 0,
-            })
-            .collect();
+        let (mut shared, mut windows) = (None, Vec::new());
+        if let Some(engine) = node.engine() {
+            if scenario.has(Fault::SharedReceives) {
+                shared = Some((engine.create_receive_queue(64).unwrap(), VecDeque::new()));
+            }
+            let count = if scenario.has(Fault::Windows) { 4 } else { 0 };
+            windows.extend((0..count).map(|_| {
+                let window = Arc::new(Window { id: engine.create_window() });
+                Held { window, state: WindowUse::Free, owner: 0 }
+            }));
+        }
         let segments = match scenario.has(Fault::NoSegmentation) {
             true => 1,
             false => random.pick(&[2, 15, 64]),
         };
         let readable = shadows.regions.len() - 1;
         Self {
-            engine,
+            node,
+            max_window,
+            ack_interval,
             address,
             shadows,
             openings,
@@ -129,6 +143,11 @@ impl Host {
             segments,
             binding: HashMap::new(),
         }
+    }
+
+    /// Whether it has rxe's habits.
+    pub fn is_rxe(&self) -> bool {
+        matches!(&self.node, Node::Model(model) if model.habits == Habits::Rxe)
     }
 
     /// The binding of a window has ended.
@@ -155,10 +174,10 @@ impl Host {
         let old = &mut self.shadows.regions[self.readable];
         old.alive = false;
         let (rkey, access) = (old.rkey, old.access);
-        self.engine.deregister(old.lkey().unwrap());
+        self.node.deregister(old.lkey().unwrap());
         self.openings.remove(&rkey);
         let memory = Arc::new(Memory::allocate(REGION).unwrap());
-        let keys = self.engine.register(Arc::clone(&memory), access).unwrap();
+        let keys = self.node.register(Arc::clone(&memory), access);
         let bytes = Shadow::pattern(REGION, random);
         self.readable = self.shadows.regions.len();
         self.shadows.regions.push(Shadow::new(&memory, bytes, &keys, access));

@@ -23,6 +23,8 @@ pub struct Terms {
     pub max_window: u32,
     pub ack_interval: u32,
     pub peer_qpn: u32,
+    /// Whether it is an engine, which gives up in time.
+    pub punctual: bool,
 }
 
 impl Terms {
@@ -413,7 +415,7 @@ impl Requester {
                     return Err(format!("RETRY_EXC after {silent} ns without progress; {due} ns are due"));
                 }
                 let signless = now.saturating_sub(self.sign);
-                if signless > due + due / 4 + 20_000_000 {
+                if self.terms.punctual && signless > due + due / 4 + 20_000_000 {
                     return Err(format!("RETRY_EXC only after {signless} ns; {due} ns are due"));
                 }
                 Ok(())

@@ -111,6 +111,8 @@ pub struct Responder {
     pub may_fail: bool,
     /// A message was longer than the receive that it met.
     too_long: bool,
+    /// With which NAK, and which status of the receive, that ends: rxe has its own.
+    pub too_long_answer: (u8, u32),
     newest_msn: u32,
     /// The response sent last: PSN.
     last_response: Option<u32>,
@@ -137,6 +139,7 @@ impl Responder {
             fatal: None,
             may_fail: false,
             too_long: false,
+            too_long_answer: (0x61, 1),
             newest_msn: 0,
             last_response: None,
             received: VecDeque::new(),
@@ -175,7 +178,7 @@ impl Responder {
             Outcome::Refused(code) => {
                 self.fatal = Some((number, code));
                 if let Some(receive) = self.taken() {
-                    let status = if self.too_long { 1 } else { ANY_ERROR };
+                    let status = if self.too_long { self.too_long_answer.1 } else { ANY_ERROR };
                     self.complete(host, receive, status, 0, None, None, false);
                 }
             }
@@ -307,7 +310,7 @@ impl Responder {
         let Message::Send { receive, offset } = &mut self.message else { return Outcome::Refused(0x61) };
         if *offset + payload.len() > receive.length {
             self.too_long = true;
-            return Outcome::Refused(0x61);
+            return Outcome::Refused(self.too_long_answer.0);
         }
         // What a receive that ends with an error holds is nobody's business; the engine has placed this.
         host.shadows.scatter(&receive.local, *offset, payload);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::endpoint::{Endpoint, Grant, Plan, Stage};
 use super::forger::Class;
-use super::host::{CLOSED, EVERYTHING, OPEN, REGION, WindowUse};
+use super::host::{CLOSED, EVERYTHING, Host, OPEN, REGION, WindowUse};
 use super::memory::{Piece, Pieces};
 use super::network::{MICROSECOND, MILLISECOND, SECOND};
 use super::random::{Random, psn};
@@ -27,7 +27,7 @@ const GUARD: usize = 64;
 const LONGEST: usize = 20_480;
 
 impl Plan {
-    fn draw(scenario: &Scenario, random: &mut Random, config: &secure_rdma_soft::engine::Config) -> Self {
+    fn draw(scenario: &Scenario, random: &mut Random, host: &Host) -> Self {
         let slow = scenario.has(Fault::LongDelay) || scenario.has(Fault::SlowLink);
         let timeout = if slow { random.range(17, 19) } else { random.range(10, 15) } as u8;
         let losing = [
@@ -50,13 +50,19 @@ impl Plan {
             retry_count: random.pick(&[7, 7, 7, 7, 7, 3, 1, 0]),
             rnr_retry: random.pick(&[7, 7, 7, 6, 1]),
             max_rd_atomic: random.pick(&[1, 2, 4, 16]),
-            max_window: config.max_window,
-            ack_interval: config.ack_interval,
+            max_window: host.max_window,
+            ack_interval: host.ack_interval,
             peer_qpn: 0,
+            punctual: host.node.is_engine(),
         };
         let mut access = EVERYTHING;
         if scenario.has(Fault::WrongBounds) && random.chance(200_000) {
             access -= random.pick(&[Access::REMOTE_WRITE, Access::REMOTE_READ, Access::REMOTE_ATOMIC]);
+        }
+        let mut terms = terms;
+        if host.is_rxe() && scenario.has(Fault::MaliciousPeer) {
+            // Its 7 is for ever, and a PSN that somebody else has used up is never answered.
+            terms.retry_count = terms.retry_count.min(6);
         }
         let receive_buffer =
             scenario.has(Fault::SmallBuffer).then(|| random.pick(&[20_000, 60_000, 212_992]));
@@ -85,8 +91,7 @@ impl World {
 
     fn add_connection(&mut self, a: usize, b: usize, random: &mut Random) {
         let first = self.endpoints.len();
-        let mut plans =
-            [a, b].map(|host| Plan::draw(&self.scenario, random, self.hosts[host].engine.config()));
+        let mut plans = [a, b].map(|host| Plan::draw(&self.scenario, random, &self.hosts[host]));
         // Each asks for no more than the other has resources for.
         for (own, other) in [(0, 1), (1, 0)] {
             let spare = random.pick(&[0, 0, 1, 4]);
@@ -100,7 +105,8 @@ impl World {
                 stage: Stage::Down,
                 source_port: 0xC000 + random.below(0x4000) as u16,
                 expects_port: None,
-                sequential_ids: random.chance(700_000),
+                // Another make numbers its packets in its own way.
+                sequential_ids: random.chance(700_000) && self.hosts[[a, b][1 - index]].node.is_engine(),
                 requester: Requester::new(0, plan.terms),
                 responder: Responder::new(
                     0,
@@ -202,15 +208,15 @@ impl World {
         host.forget(index);
         endpoint.forget();
         let reuse = self.scenario.has(Fault::Reuse) && self.random.chance(700_000);
-        if endpoint.exists && reuse {
-            let moved = host.engine.modify(now, endpoint.qpn, &QpAttr::to(QpState::Reset), None);
-            if moved.ok() != Some(QpState::Reset) {
+        if endpoint.exists && reuse && host.node.is_engine() {
+            let moved = host.node.modify(now, endpoint.qpn, &QpAttr::to(QpState::Reset), None);
+            if moved != Some(QpState::Reset) {
                 return self.fail(5, "a queue pair does not go to RESET");
             }
             self.coverage.hit("queue pair reused");
         } else {
             if endpoint.exists {
-                host.engine.destroy_queue_pair(endpoint.qpn);
+                host.node.destroy_queue_pair(endpoint.qpn);
                 self.by_number.remove(&(endpoint.host, endpoint.qpn.get()));
                 self.coverage.hit("queue pair destroyed");
             }
@@ -220,7 +226,7 @@ impl World {
                 max_sge: 4,
                 receive_queue: host.shared.as_ref().map(|(queue, _)| *queue),
             };
-            endpoint.qpn = host.engine.create_queue_pair(now, caps).unwrap();
+            endpoint.qpn = host.node.create_queue_pair(now, caps);
             endpoint.exists = true;
             self.by_number.insert((endpoint.host, endpoint.qpn.get()), index);
         }
@@ -255,6 +261,9 @@ impl World {
         endpoint.requester = Requester::new(start, terms);
         endpoint.responder =
             Responder::new(peer_start, terms.path_mtu, plan.access, plan.resources, plan.rnr_timer);
+        if self.hosts[endpoint.host].is_rxe() {
+            endpoint.responder.too_long_answer = (0x63, 2);
+        }
         endpoint.stage = Stage::Up;
         endpoint.lived = true;
         let qpn = endpoint.qpn;
@@ -299,9 +308,9 @@ impl World {
             ..QpAttr::to(QpState::Rts)
         };
         let host = endpoint.host;
-        let engine = &mut self.hosts[host].engine;
+        let node = &mut self.hosts[host].node;
         for (attr, path) in [(init, None), (rtr, Some(path)), (rts, None)] {
-            engine.modify(now, qpn, &attr, path).unwrap();
+            node.modify(now, qpn, &attr, path).unwrap();
         }
         self.post_receives(index);
         self.after(host)
@@ -369,9 +378,7 @@ impl World {
         let (host, qpn) = (endpoint.host, endpoint.qpn);
         endpoint.flushing = true;
         self.enter_error(index);
-        if self.hosts[host].engine.modify(now, qpn, &QpAttr::to(QpState::Err), None).ok()
-            != Some(QpState::Err)
-        {
+        if self.hosts[host].node.modify(now, qpn, &QpAttr::to(QpState::Err), None) != Some(QpState::Err) {
             return self.fail(5, "a queue pair does not go to ERR");
         }
         self.after(host)?;
@@ -409,7 +416,7 @@ impl World {
                 here.forget(index);
                 endpoint.forget();
                 endpoint.exists = false;
-                here.engine.destroy_queue_pair(endpoint.qpn);
+                here.node.destroy_queue_pair(endpoint.qpn);
                 self.by_number.remove(&(host, endpoint.qpn.get()));
                 self.after(host)
             }
@@ -468,10 +475,10 @@ impl World {
             let request = ReceiveRequest { id: WorkId(id), local: here.shadows.slices(&pieces) };
             let receive = Receive { id, local: pieces, length };
             if let Some((queue, receives)) = &mut here.shared {
-                here.engine.post_shared_receive(*queue, &[request]).unwrap();
+                here.node.engine().unwrap().post_shared_receive(*queue, &[request]).unwrap();
                 receives.push_back(receive);
             } else {
-                here.engine.post_receive(self.endpoints[index].qpn, &[request]).unwrap();
+                here.node.post_receive(self.endpoints[index].qpn, &[request]);
                 self.endpoints[index].receives.push_back(receive);
             }
         }
@@ -500,8 +507,8 @@ impl World {
             }
         }
         let (now, host, qpn) = (self.instant(), self.endpoints[index].host, self.endpoints[index].qpn);
-        if let Err(error) = self.hosts[host].engine.post_send(now, qpn, &requests) {
-            return self.fail(5, format!("a request cannot be posted: {}", error.error));
+        if let Err(error) = self.hosts[host].node.post_send(now, qpn, &requests) {
+            return self.fail(5, format!("a request cannot be posted: {error}"));
         }
         drop(requests);
         self.after(host)?;
@@ -536,7 +543,8 @@ impl World {
             local: smallvec::smallvec![slice],
             flags: SendFlags::empty(),
         };
-        match self.hosts[host].engine.post_send(now, qpn, &[request]) {
+        let Some(engine) = self.hosts[host].node.engine() else { return Ok(()) };
+        match engine.post_send(now, qpn, &[request]) {
             Err(error) if error.posted == 0 && error.error.code() == code => {
                 self.coverage.hit("refused when posted");
                 Ok(())
@@ -693,7 +701,7 @@ impl World {
         let here = &mut self.hosts[host];
         let window = here.windows.iter().position(|held| held.state == WindowUse::Free)?;
         let id = here.windows[window].window.id;
-        let rkey = here.engine.next_window_key(id).unwrap().expose();
+        let rkey = here.node.next_window_key(id);
         let region = self.random.pick(&[OPEN, CLOSED]);
         let length = self.random.range(64, 20_000) as usize;
         let offset = GUARD + self.random.index(REGION - 2 * GUARD - length);
@@ -800,10 +808,10 @@ impl World {
     fn forge(&mut self, index: usize) -> Checked {
         let next = self.random.exponential(SECOND / 2);
         self.schedule(next, Action::Forge(index));
-        if self.endpoints[index].stage != Stage::Up {
+        let host = self.endpoints[index].host;
+        if self.endpoints[index].stage != Stage::Up || !self.hosts[host].node.is_engine() {
             return Ok(());
         }
-        let host = self.endpoints[index].host;
         for _ in 0..self.random.range(1, 20) {
             let guessed = self.scenario.has(Fault::MaliciousPeer) && self.random.chance(20_000);
             let class = match guessed {

@@ -15,6 +15,7 @@ use super::drops::{Reason, Reasons};
 use super::endpoint::{Endpoint, Stage};
 use super::host::{Host, WindowUse};
 use super::network::{Datagram, MILLISECOND, Network, Origin, SECOND, Time};
+use super::node::Node;
 use super::random::Random;
 use super::requester::Response;
 use super::requests::{Kind, Received};
@@ -190,10 +191,8 @@ impl World {
         };
         next = earlier(next, self.actions.peek().map(|Reverse((time, ..))| *time));
         for host in &self.hosts {
-            let due = host
-                .engine
-                .poll_timeout()
-                .map(|at| at.saturating_duration_since(self.base).as_nanos() as Time);
+            let due =
+                host.node.poll_timeout().map(|at| at.saturating_duration_since(self.base).as_nanos() as Time);
             next = earlier(next, due);
         }
         let Some(next) = next else { return Ok(false) };
@@ -208,8 +207,8 @@ impl World {
         let now = self.instant();
         for host in 0..self.hosts.len() {
             let mut turns = 0;
-            while self.hosts[host].engine.poll_timeout().is_some_and(|at| at <= now) {
-                self.hosts[host].engine.handle_timeout(now);
+            while self.hosts[host].node.poll_timeout().is_some_and(|at| at <= now) {
+                self.hosts[host].node.handle_timeout(now);
                 self.after(host)?;
                 self.flush(host)?;
                 turns += 1;
@@ -241,7 +240,7 @@ impl World {
     fn arrive(&mut self, first: Datagram) -> Checked {
         let Some(host) = self.host_of(&first) else { return Ok(()) };
         self.deliver(host, first)?;
-        if self.scenario.has(Fault::Batches) {
+        if self.scenario.has(Fault::Batches) && self.hosts[host].node.is_engine() {
             let until = self.now + self.random.below(MILLISECOND / 4);
             for _ in 0..self.random.below(32) {
                 if self.network.next_arrival().is_none_or(|at| at > until) {
@@ -251,7 +250,7 @@ impl World {
                 let Some(other) = self.host_of(&datagram) else { continue };
                 self.now = self.now.max(until);
                 self.deliver(other, datagram)?;
-                if other != host {
+                if other != host || !self.hosts[other].node.is_engine() {
                     self.flush(other)?;
                 }
             }
@@ -285,7 +284,7 @@ impl World {
             return Ok(());
         }
         if let Err(reason) = verdict {
-            self.reasons.count(reason);
+            self.count(host, reason);
         }
         let arrival = Arrival {
             source: datagram.source,
@@ -295,14 +294,14 @@ impl World {
             segment: datagram.segment & 0xFF,
         };
         let now = self.instant();
-        let engine = &mut self.hosts[host].engine;
-        let served = |counters: &secure_rdma_soft::engine::Counters| {
-            counters.responded_reads + counters.responded_atomics
+        let node = &mut self.hosts[host].node;
+        let served = |node: &Node| {
+            node.counters().map(|counters| counters.responded_reads + counters.responded_atomics)
         };
-        let before = served(engine.counters());
-        engine.handle_packet(now, &arrival, &datagram.bytes);
-        let refused = endpoint.is_some_and(|at| engine.state(self.endpoints[at].qpn) == Some(QpState::Err));
-        let executed = refused || served(engine.counters()) != before;
+        let before = served(node);
+        node.handle_packet(now, &arrival, &datagram.bytes);
+        let failed = endpoint.is_some_and(|at| node.state(self.endpoints[at].qpn) == Some(QpState::Err));
+        let executed = failed || !node.is_engine() || served(node) != before;
         if self.scenario.trace {
             let shown = packet.map_or_else(|| "no packet".to_owned(), |packet| packet.to_string());
             eprintln!("{:>15} to {host} {:?} accepted={accepted} {shown}", self.now, datagram.origin);
@@ -314,9 +313,22 @@ impl World {
                 self.response_arrived(host, endpoint, &packet)?;
             }
         }
+        if let Some(index) = endpoint.filter(|_| failed && !self.hosts[host].node.is_engine())
+            && self.endpoints[index].responder.has_lost_key(&self.hosts[host].openings)
+        {
+            // Another make has no events.
+            self.happened(host, self.endpoints[index].qpn, AsyncEvent::QueuePairFatal)?;
+        }
         self.after(host)?;
         self.network.recycle(datagram.bytes);
         Ok(())
+    }
+
+    /// An engine has to count this.
+    fn count(&mut self, host: usize, reason: Reason) {
+        if self.hosts[host].node.is_engine() {
+            self.reasons.count(reason);
+        }
     }
 
     /// Whether an endpoint must act on a packet, and else why not, in the order of brief §6 step 0.
@@ -382,14 +394,14 @@ impl World {
         };
         self.coverage.hit(name);
         match outcome {
-            Outcome::Gap => self.reasons.count(Reason::OutOfSequence),
-            Outcome::Duplicate => self.reasons.count(Reason::Duplicate),
+            Outcome::Gap => self.count(host, Reason::OutOfSequence),
+            Outcome::Duplicate => self.count(host, Reason::Duplicate),
             _ => {}
         }
         if outcome == Outcome::Executed
             && let Some(rkey) = invalidates
         {
-            here.freed(rkey.expose());
+            self.hosts[host].freed(rkey.expose());
         }
         if matches!(outcome, Outcome::Refused(_)) {
             self.enter_error(index);
@@ -409,7 +421,7 @@ impl World {
             Response::Place { request, offset } => (request, offset),
             Response::Nothing => return Ok(()),
             Response::Dropped(reason) => {
-                self.reasons.count(reason);
+                self.count(host, reason);
                 return Ok(());
             }
         };
@@ -435,13 +447,13 @@ impl World {
 
     /// Takes what the engine has to tell, and compares it with the model.
     pub fn after(&mut self, host: usize) -> Checked {
-        while let Some((qpn, event)) = self.hosts[host].engine.poll_event() {
+        while let Some((qpn, event)) = self.hosts[host].node.poll_event() {
             self.happened(host, qpn, event)?;
         }
         let mut completions = std::mem::take(&mut self.completions);
         loop {
             completions.clear();
-            let Some(qpn) = self.hosts[host].engine.poll_completions(&mut completions) else { break };
+            let Some(qpn) = self.hosts[host].node.poll_completions(&mut completions) else { break };
             let Some(index) = self.by_number.get(&(host, qpn.get())).copied() else {
                 return self.fail(5, "a completion of a queue pair that is gone");
             };
@@ -455,7 +467,7 @@ impl World {
         }
         self.completions = completions;
         let mut retired = secure_rdma_soft::engine::Retired::default();
-        self.hosts[host].engine.take_retired(&mut retired);
+        self.hosts[host].node.take_retired(&mut retired);
         drop(retired);
         let touched = self.hosts[host].shadows.check_touched();
         self.or_fail(1, touched)
@@ -609,7 +621,7 @@ impl World {
             buffer.clear();
             let segments = self.hosts[host].segments;
             let now = self.instant();
-            let Some(transmit) = self.hosts[host].engine.poll_transmit(now, segments, &mut buffer) else {
+            let Some((transmit, id)) = self.hosts[host].node.poll_transmit(now, segments, &mut buffer) else {
                 break;
             };
             any = true;
@@ -622,13 +634,13 @@ impl World {
             if turn > 10_000 {
                 return self.fail(9, "an engine sends without end");
             }
-            self.transmit(host, &transmit, &buffer)?;
+            self.transmit(host, &transmit, id, &buffer)?;
         }
         self.buffer = buffer;
         if any { self.after(host) } else { Ok(()) }
     }
 
-    fn transmit(&mut self, host: usize, transmit: &Transmit, buffer: &[u8]) -> Checked {
+    fn transmit(&mut self, host: usize, transmit: &Transmit, id: u16, buffer: &[u8]) -> Checked {
         let Some(index) = self.by_number.get(&(host, transmit.qpn.get())).copied() else {
             return self.fail(7, "a queue pair that is gone sends");
         };
@@ -673,7 +685,7 @@ impl World {
                 source: SocketAddr::new(transmit.source, transmit.source_port),
                 destination: transmit.destination,
                 ecn: transmit.traffic_class & 3,
-                id: index,
+                id: id.wrapping_add(index),
                 // The upper byte leads it to its host.
                 segment: (to as u16) << 8 | index,
                 origin: Origin::Genuine,
@@ -687,7 +699,7 @@ impl World {
     // -- the end --------------------------------------------------------------------------------------------------------
 
     fn check_end(&mut self) -> Checked {
-        let counted = self.hosts.iter().map(|host| Reasons::counted(host.engine.counters()));
+        let counted = self.hosts.iter().filter_map(|host| host.node.counters()).map(Reasons::counted);
         let counted = counted.fold(Reasons::default(), Reasons::plus);
         if counted != self.reasons {
             return self.fail(9, format!("the engines counted {counted:?}, the model {:?}", self.reasons));
@@ -698,10 +710,12 @@ impl World {
             self.or_fail(1, all)?;
             let counts = self.hosts[host].shadows.check_counts(true);
             self.or_fail(6, counts)?;
-            self.coverage.engine(self.hosts[host].engine.counters());
+            if let Some(counters) = self.hosts[host].node.counters() {
+                self.coverage.engine(counters);
+            }
         }
         for endpoint in &self.endpoints {
-            let state = self.hosts[endpoint.host].engine.state(endpoint.qpn);
+            let state = self.hosts[endpoint.host].node.state(endpoint.qpn);
             let fits = match endpoint.stage {
                 Stage::Up => state == Some(QpState::Rts),
                 Stage::Error => state == Some(QpState::Err),
