@@ -29,7 +29,72 @@ fn seeds() {
     for (name, count) in &coverage.counts {
         println!("  {name}: {count}");
     }
+    if coverage.seeds < 5_000 {
+        return;
+    }
+    assert!(coverage.packets >= 50_000_000, "{} packets", coverage.packets);
+    assert!(coverage.hours() >= 1_000.0, "{} simulated hours", coverage.hours());
+    for name in MET {
+        assert!(coverage.count(name) > 0, "no seed has met: {name}");
+    }
 }
+
+/// What all seeds together must have met: every NAK, RNR, replay, retry, timeout and flush, and every reason for a drop
+/// that a network, a forger or a peer can give.
+const MET: [&str; 52] = [
+    "READ whose key ended before its answer",
+    "ack_deferred",
+    "binds",
+    "completer_retry_err",
+    "dropped_address",
+    "dropped_duplicate",
+    "dropped_icrc",
+    "dropped_length",
+    "dropped_opcode",
+    "dropped_out_of_seq",
+    "dropped_pkey",
+    "dropped_qpn",
+    "dropped_response_kind",
+    "dropped_response_psn",
+    "dropped_rnr_wait",
+    "dropped_source_port",
+    "dropped_state",
+    "dropped_transport",
+    "dropped_version",
+    "duplicate_request",
+    "flushed",
+    "implied_nak",
+    "invalidates",
+    "out_of_seq_request",
+    "rcvd_access_err",
+    "rcvd_cnps",
+    "rcvd_invalid_request",
+    "rcvd_operational_err",
+    "rcvd_rnr_err",
+    "rcvd_seq_err",
+    "rdma_atomics",
+    "rdma_reads",
+    "receive flushed",
+    "refused when posted",
+    "refused_bounds",
+    "refused_other_qp",
+    "refused_rights",
+    "refused_unknown_key",
+    "region deregistered",
+    "replayed_acks",
+    "replayed_atomics",
+    "replayed_reads",
+    "request without a receive",
+    "request without a resource",
+    "retransmitted_pkts",
+    "send flushed",
+    "send without a receive",
+    "send without an answer",
+    "sent_access_err",
+    "sent_invalid_request",
+    "sent_seq_err",
+    "timeouts",
+];
 
 /// The seed in `SIM_SEED`, alone; where it fails, shrunk and with every packet.
 #[test]

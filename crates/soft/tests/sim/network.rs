@@ -93,6 +93,11 @@ impl Network {
         }
     }
 
+    /// Whether no link loses more than 5 %.
+    pub fn is_gentle(&self) -> bool {
+        self.links.iter().all(|link| link.loss <= 50_000)
+    }
+
     /// From now on nothing happens to packets any more, and what is dead comes to life.
     pub fn heal(&mut self) {
         for link in &mut self.links {

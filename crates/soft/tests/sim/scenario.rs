@@ -198,7 +198,7 @@ impl Scenario {
             }
         }
         let path_mtu = random.pick(&[1, 1, 1, 1, 2, 2, 3, 3, 4, 5]);
-        let packets = random.pick(&[2_000, 10_000, 10_000, 20_000]);
+        let packets = random.pick(&[3_000, 10_000, 12_000, 24_000]);
         Self { seed, faults: Faults(faults), path_mtu, packets, defect: None, trace: false }
     }
 

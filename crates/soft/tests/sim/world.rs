@@ -71,6 +71,8 @@ pub struct World {
     pub coverage: Coverage,
     /// What the engines must have counted.
     pub reasons: Reasons,
+    /// Whether at most 5 % is lost, and nothing else that a transfer may die of happens.
+    gentle: bool,
     /// Whether the workload has ended and nothing goes wrong any more.
     pub healed: bool,
     pub next_id: u64,
@@ -103,6 +105,7 @@ impl World {
             counter: 0,
             coverage: Coverage::default(),
             reasons: Reasons::default(),
+            gentle: false,
             healed: false,
             next_id: 1,
             completions: Vec::new(),
@@ -111,6 +114,21 @@ impl World {
             still: 0,
             scenario,
         };
+        let deadly = [
+            Fault::Bursts,
+            Fault::Corruption,
+            Fault::LongDelay,
+            Fault::Blackholes,
+            Fault::DeadLink,
+            Fault::SlowLink,
+            Fault::SmallMtu,
+            Fault::ClockJumps,
+            Fault::MoveToError,
+            Fault::Destroy,
+            Fault::MaliciousPeer,
+        ];
+        world.gentle =
+            world.network.is_gentle() && !deadly.into_iter().any(|fault| world.scenario.has(fault));
         world.set_up();
         world
     }
@@ -503,6 +521,7 @@ impl World {
         }
         let status = completion.status.0;
         let flushing = endpoint.flushing;
+        let posted_retries = endpoint.requester.terms.retry_count;
         let checked = endpoint.requester.check_completion(&posted, status, now, flushing);
         let invariant = if status == 0 { 4 } else { 5 };
         self.or_fail(invariant, checked)?;
@@ -517,6 +536,10 @@ impl World {
             13 => "send without a receive",
             _ => "send failed otherwise",
         });
+        let peer = &self.endpoints[self.endpoints[index].peer];
+        if status == 12 && self.gentle && posted_retries == 7 && peer.stage == Stage::Up {
+            return self.fail(8, "a transfer dies where at most 5 % is lost");
+        }
         if status == 0 {
             self.check_executed(index, &posted)?;
             self.local_done(host, index, posted.kind, true);

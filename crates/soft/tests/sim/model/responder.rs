@@ -102,7 +102,8 @@ impl Responder {
         let number = packet.psn().expose();
         let distance = psn::minus(number, self.expected);
         if distance > 0 {
-            if !self.gap_told && !(self.not_ready && habits == Habits::Hfi1) {
+            let silent = self.not_ready && habits == Habits::Hfi1;
+            if !self.gap_told && !silent {
                 self.gap_told = true;
                 self.acknowledge_delayed(habits, connection, out);
                 let syndrome = Syndrome::Nak(NakCode::PsnSequenceError);
