@@ -119,6 +119,7 @@ impl Core {
         let mut config = options.engine.clone();
         let smallest = ports.iter().map(|family| family.receive_buffer).min();
         config.receive_buffer = config.receive_buffer.or(smallest);
+        config.batches &= options.segmentation;
         let engine = Engine::new(config, Arc::clone(&options.entropy))?;
         let waiter = || {
             Waiter::new(&ports).map_err(|errno| {

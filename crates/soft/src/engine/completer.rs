@@ -8,7 +8,6 @@ use secure_rdma_roce::{NakCode, Opcode, Packet, RnrTimer, Syndrome};
 use super::defects::Defect;
 use super::local;
 use super::queue_pair::{QueuePair, Shared};
-use super::window::charge;
 
 impl QueuePair {
     /// Takes a response.
@@ -141,10 +140,10 @@ impl QueuePair {
         let charged = to.min(requester.charged_to);
         if requester.oldest < charged && requester.charged != (0, 0) {
             let (from, until) = (requester.oldest - work.first, charged - work.first);
-            let charge = charge(until - from, work.bytes(from, until, flows.mtu));
+            let charge = requester.charge(work, until - from, work.bytes(from, until, flows.mtu));
             let charge = match (work.is_read(), work.is_atomic()) {
                 (true, _) => (0, charge),
-                (_, true) => (super::window::charge(1, 0), 0),
+                (_, true) => (requester.charge(work, 1, 0), 0),
                 _ => (charge, 0),
             };
             requester.release(shared, flows, charge);

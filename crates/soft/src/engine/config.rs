@@ -31,6 +31,8 @@ pub struct Config {
     /// The most segments in one batch, whatever [`super::Engine::poll_transmit`] is asked for. Linux takes 128, older
     /// kernels 64.
     pub max_segments: usize,
+    /// Whether batches go out as such. The packets of a long message then take less of a receive buffer.
+    pub batches: bool,
     /// Bytes that the own socket's receive buffer holds: what READs of all queue pairs ask for at one time stays
     /// below. `None`: no limit is known.
     pub receive_buffer: Option<u32>,
@@ -53,6 +55,7 @@ impl Default for Config {
             cnp_interval: Duration::from_micros(50),
             ecn: true,
             max_segments: 64,
+            batches: true,
             receive_buffer: None,
             max_queue_pairs: 65_536,
             #[cfg(feature = "defects")]

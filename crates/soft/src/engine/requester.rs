@@ -15,7 +15,7 @@ use super::requests::Part;
 use super::retransmission::Clock;
 use super::sequence::Sequence;
 use super::timers::timeout_of;
-use super::window::{BudgetId, CongestionWindow, charge};
+use super::window::{BudgetId, CongestionWindow, batched_charge, charge};
 use super::work::Work;
 
 /// The send queue, and where on it the requester is. PSNs are counts (see [`Sequence`]).
@@ -38,6 +38,8 @@ pub(super) struct Requester {
     pub(super) window: CongestionWindow,
     /// Packets since the last that asked for an acknowledgement.
     unasked: u32,
+    /// Whether batches go out as such.
+    batches: bool,
     /// What this queue pair has in flight to the peer's receive buffer, and to the own.
     pub(super) charged: (u64, u64),
     /// Up to which PSN that is so. A packet that is sent again takes no more: its first copy may still be there.
@@ -57,6 +59,12 @@ pub(super) struct Limits {
 }
 
 impl Requester {
+    /// What packets of `work` with `bytes` bytes of payload in all take of a receive buffer. Those of a long message come
+    /// in batches; a short message may come alone.
+    pub(super) fn charge(&self, work: &Work, packets: u64, bytes: u64) -> u64 {
+        if self.batches && work.packets > 1 { batched_charge(packets, bytes) } else { charge(packets, bytes) }
+    }
+
     pub(super) fn new(config: &Config) -> Self {
         Self {
             sequence: Sequence::default(),
@@ -70,6 +78,7 @@ impl Requester {
             limits: Limits::default(),
             window: CongestionWindow::new(config.initial_window, config.max_window),
             unasked: 0,
+            batches: config.batches,
             charged: (0, 0),
             charged_to: 0,
             clock: Clock::new(),

@@ -47,14 +47,14 @@ impl Part {
             asked: 0,
             packets: 1,
             ends,
-            charge: (charge(1, 0), 0),
+            charge: (requester.charge(work, 1, 0), 0),
         };
         match &work.request.operation {
             SendOperation::Read { .. } => {
                 let packets = read_packets(requester, work, mtu, room, depth, own_room);
                 let asked = work.bytes(packet, packet.saturating_add(packets), mtu);
                 let asked = u32::try_from(asked).unwrap_or(u32::MAX);
-                let charge = (0, charge(packets, u64::from(asked)));
+                let charge = (0, requester.charge(work, packets, u64::from(asked)));
                 Self { asked, packets, charge, ..one(Opcode::ReadRequest, true) }
             }
             SendOperation::CompareSwap { .. } => one(Opcode::CompareSwap, true),
@@ -63,7 +63,7 @@ impl Part {
                 let last = packet + 1 >= u64::from(work.packets);
                 let bytes = work.bytes(packet, packet + 1, mtu);
                 let opcode = opcode(operation, packet == 0, last);
-                let charge = (charge(1, bytes), 0);
+                let charge = (requester.charge(work, 1, bytes), 0);
                 Self { bytes: usize::try_from(bytes).unwrap_or(0), charge, ..one(opcode, last) }
             }
         }

@@ -86,15 +86,24 @@ impl CongestionWindow {
     }
 }
 
-/// What a datagram takes of a socket's receive buffer beside twice its bytes. The kernel counts what it allocates
-/// (`skb->truesize`): 256 bytes for its own structure, and the datagram with headers and 320 bytes behind it, rounded up
-/// to a power of two. On loopback 4096 bytes of payload take 8448 bytes, 256 take 1280.
+/// What a datagram that comes alone takes of a socket's receive buffer beside twice its bytes. The kernel counts what it
+/// allocates (`skb->truesize`): 256 bytes for its own structure, and the datagram with headers and 320 bytes behind it,
+/// rounded up to a power of two. On loopback 4096 bytes of payload take 8448 bytes, 256 take 1280.
 const OVERHEAD: u64 = 1056;
+
+/// What a datagram in a batch takes beside its bytes, also where the batch is cut before it arrives: the payload lies in
+/// pages then, and is counted as it is.
+const BATCHED_OVERHEAD: u64 = 832;
+
+/// What `packets` packets of a batch with `bytes` bytes of payload in all take of a receive buffer at the most.
+pub(super) fn batched_charge(packets: u64, bytes: u64) -> u64 {
+    packets.saturating_mul(BATCHED_OVERHEAD).saturating_add(bytes)
+}
 
 /// The most payload of a packet. One may be in flight in any case.
 const LARGEST: u64 = 4096;
 
-/// What `packets` packets with `bytes` bytes of payload in all take of a receive buffer at the most.
+/// What `packets` packets that come alone, with `bytes` bytes of payload in all, take of a receive buffer at the most.
 pub(super) fn charge(packets: u64, bytes: u64) -> u64 {
     packets.saturating_mul(OVERHEAD).saturating_add(bytes.saturating_mul(2))
 }
