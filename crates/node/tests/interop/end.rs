@@ -26,9 +26,9 @@ use crate::wire;
 /// How long anything may take before the test has failed: the guest is slow.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub const REGION: usize = 1 << 20;
+pub(crate) const REGION: usize = 1 << 20;
 
-pub const ALL: Access = Access::LOCAL_WRITE
+pub(crate) const ALL: Access = Access::LOCAL_WRITE
     .union(Access::REMOTE_WRITE)
     .union(Access::REMOTE_READ)
     .union(Access::REMOTE_ATOMIC)
@@ -39,14 +39,14 @@ const PROOF_SENT: WorkId = WorkId(u64::MAX);
 const PROOF_RECEIVED: WorkId = WorkId(u64::MAX - 1);
 
 /// Bytes that follow from a seed, and not from their place alone.
-pub fn bytes(length: usize, seed: u8) -> Vec<u8> {
+pub(crate) fn bytes(length: usize, seed: u8) -> Vec<u8> {
     let byte = |i: usize| (i.wrapping_mul(2_654_435_761) >> 11).to_le_bytes()[0] ^ seed;
     (0..length).map(byte).collect()
 }
 
 /// What a queue pair's handler was told.
 #[derive(Default)]
-pub struct Told {
+pub(crate) struct Told {
     state: Mutex<(VecDeque<Completion>, Option<Waker>)>,
     changed: Condvar,
 }
@@ -57,7 +57,7 @@ impl Told {
     }
 
     /// The next completion; a failed test when none comes.
-    pub fn next(&self) -> Completion {
+    pub(crate) fn next(&self) -> Completion {
         let end = Instant::now() + PATIENCE;
         let mut state = self.lock();
         loop {
@@ -171,12 +171,12 @@ impl UpperLayer for Upper {
 }
 
 /// One end, connected.
-pub struct End {
-    pub device: Arc<dyn Device>,
-    pub pair: Arc<dyn QueuePair>,
-    pub region: Arc<Region>,
-    pub told: Arc<Told>,
-    pub path_mtu: PathMtu,
+pub(crate) struct End {
+    pub(crate) device: Arc<dyn Device>,
+    pub(crate) pair: Arc<dyn QueuePair>,
+    pub(crate) region: Arc<Region>,
+    pub(crate) told: Arc<Told>,
+    pub(crate) path_mtu: PathMtu,
     _upper: Arc<Upper>,
     /// Its end would be the peer's.
     _control: Control,
@@ -199,27 +199,27 @@ impl End {
         }
     }
 
-    pub fn fill(&self, offset: usize, bytes: &[u8]) {
+    pub(crate) fn fill(&self, offset: usize, bytes: &[u8]) {
         self.region.memory().write(offset, bytes).unwrap();
     }
 
-    pub fn read_back(&self, offset: usize, length: usize) -> Vec<u8> {
+    pub(crate) fn read_back(&self, offset: usize, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
         self.region.memory().read(offset, &mut bytes).unwrap();
         bytes
     }
 
     /// A place in this end's region, as the peer names it.
-    pub fn remote(&self, offset: usize) -> RemoteSlice {
+    pub(crate) fn remote(&self, offset: usize) -> RemoteSlice {
         RemoteSlice { address: self.region.address() + offset as u64, rkey: self.region.rkey() }
     }
 
-    pub fn receive(&self, id: u64, offset: usize, length: usize) {
+    pub(crate) fn receive(&self, id: u64, offset: usize, length: usize) {
         let receive = ReceiveRequest::new(WorkId(id), &self.region, offset, length);
         self.pair.post_receive(&[receive]).unwrap();
     }
 
-    pub fn post(&self, id: u64, operation: SendOperation, offset: usize, length: usize) {
+    pub(crate) fn post(&self, id: u64, operation: SendOperation, offset: usize, length: usize) {
         let request = SendRequest {
             id: WorkId(id),
             operation,
@@ -230,14 +230,14 @@ impl End {
     }
 
     /// The next completion, which must be a success.
-    pub fn done(&self) -> Completion {
+    pub(crate) fn done(&self) -> Completion {
         let completion = self.told.next();
         assert_eq!(completion.status, WcStatus::SUCCESS, "{completion:?}");
         completion
     }
 
     /// Nothing is outstanding, and nothing was told that nobody has waited for.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         assert!(self.told.lock().0.is_empty());
         self.pair.modify(&QpAttr::to(QpState::Err)).unwrap();
     }
@@ -281,7 +281,7 @@ fn certificates(addresses: [&str; 2]) -> [TlsOptions; 2] {
 }
 
 /// A connection between rxe2 at `outside` and the embedded device at `inside`: rxe's end, then soft's.
-pub fn connected(outside: &str, inside: &str, soft_serves: bool, path_mtu: PathMtu) -> (End, End) {
+pub(crate) fn connected(outside: &str, inside: &str, soft_serves: bool, path_mtu: PathMtu) -> (End, End) {
     let (server_at, client_at) = if soft_serves { (inside, outside) } else { (outside, inside) };
     let [server_tls, client_tls] = certificates([server_at, client_at]);
     let options = SessionOptions {

@@ -4,22 +4,22 @@ use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The network namespace of the embedded device.
-pub const NAMESPACE: &str = "peer";
+pub(crate) const NAMESPACE: &str = "peer";
 
 /// Packets over the wire are one test's at a time.
-pub fn alone() -> MutexGuard<'static, ()> {
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The wire, which loses packets in both directions until it is dropped.
-pub struct Wire {
+pub(crate) struct Wire {
     loss: u32,
 }
 
 impl Wire {
     /// `loss` is in percent.
-    pub fn new(loss: u32) -> Self {
+    pub(crate) fn new(loss: u32) -> Self {
         for end in ["-n peer qdisc replace dev p0", "qdisc replace dev v2"] {
             tc(&format!("{end} root netem loss {loss}% limit 10000"));
         }
@@ -27,7 +27,7 @@ impl Wire {
     }
 
     /// That packets were lost is seen, or that none was.
-    pub fn check(&self) {
+    pub(crate) fn check(&self) {
         for end in ["-n peer -s -j qdisc show dev p0", "-s -j qdisc show dev v2"] {
             let text = tc(end);
             let (_, rest) = text.split_once("\"drops\":").expect("tc tells of drops");
@@ -54,7 +54,7 @@ fn tc(arguments: &str) -> String {
 }
 
 /// Moves this thread, and those that it will start, into the namespace.
-pub fn enter() {
+pub(crate) fn enter() {
     let namespace = std::fs::File::open(format!("/run/netns/{NAMESPACE}")).expect("peer.sh has run");
     // SAFETY: the descriptor is open, and the call changes nothing but this thread's network namespace.
     let result = unsafe { libc::setns(std::os::fd::AsRawFd::as_raw_fd(&namespace), libc::CLONE_NEWNET) };
