@@ -160,6 +160,11 @@ impl World {
                 break;
             }
         }
+        self.finish()
+    }
+
+    /// Stops all faults and all work, and checks that everything comes to rest as it should.
+    pub fn finish(&mut self) -> Checked {
         self.heal();
         let bound = self.now + self.longest_recovery();
         while !self.is_quiet() {
@@ -200,7 +205,7 @@ impl World {
     }
 
     /// The next thing that happens. False: nothing ever will.
-    fn step(&mut self) -> Checked<bool> {
+    pub fn step(&mut self) -> Checked<bool> {
         self.steps += 1;
         let mut next = self.network.next_arrival();
         let earlier = |next: Option<Time>, other: Option<Time>| match (next, other) {
