@@ -32,6 +32,13 @@ impl<'a> Batch<'a> {
                 && self.length() + length <= MOST_BYTES)
     }
 
+    /// Whether a packet of `length` bytes that fits is likely to be the last that does.
+    pub(super) fn ends_with(&self, length: usize) -> bool {
+        (self.segments > 0 && length < self.segment_size)
+            || self.segments + 1 >= self.most_segments
+            || self.length() + 2 * length > MOST_BYTES
+    }
+
     /// Appends a packet; `payload` appends exactly `length` bytes, or tells that it cannot: then there is no packet.
     pub(super) fn push(
         &mut self,

@@ -253,10 +253,13 @@ impl QueuePair {
             room = (room.0 - new.0, room.1 - new.1);
 
             // An acknowledgement is asked for at the end of a message, every so often within one, and before the window
-            // or the budget stops us: else nothing would tell that they may move on.
+            // or the budget stops us: else nothing would tell that they may move on. Where others wait, the next batch may
+            // be long in coming, too.
             let interval = shared.config.ack_interval.min(requester.window.size() / 2).max(1);
             let stops = in_flight + part.packets >= window || room.0 < charge(1, flows.mtu as u64);
-            let asks = part.ends || requester.unasked + 1 >= interval || stops;
+            let crowded = shared.schedule.is_crowded() || shared.budgets.is_crowded();
+            let waits = crowded && batch.ends_with(length);
+            let asks = part.ends || requester.unasked + 1 >= interval || stops || waits;
             if !part.push(work, flows, requester.sequence.psn(requester.next), asks, batch) {
                 if let Some(work) = requester.works.get_mut(requester.cursor.0) {
                     work.failed = Some(WcStatus::LOC_PROT_ERR);

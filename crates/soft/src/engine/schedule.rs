@@ -59,6 +59,11 @@ impl Schedule {
         }
     }
 
+    /// Whether others wait for their turn to send.
+    pub(super) fn is_crowded(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
     /// Whose turn it is to send, and whether for an acknowledgement.
     pub(super) fn next_sender(&mut self) -> Option<(Qpn, bool)> {
         match self.urgent.pop_front() {

@@ -185,6 +185,11 @@ impl Budgets {
         }
     }
 
+    /// Whether queue pairs wait for room.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.waiting > 0
+    }
+
     /// Puts a queue pair in the line of those that wait for room for `charge`.
     pub(super) fn wait(&mut self, id: BudgetId, qpn: Qpn, charge: u64) {
         if let Some(budget) = self.get(id) {
