@@ -8,19 +8,44 @@ use nix::unistd::Pid;
 
 use crate::{scale, soft, tcp, udp};
 
+/// How both sides of a ping-pong wait, and where they run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Ping {
+    /// Each looks again and again, on a processor of its own.
+    Spin,
+    /// Each sleeps, on a processor of its own.
+    Block,
+    /// Each sleeps, and the kernel puts them where it likes: often both on one processor.
+    Unpinned,
+}
+
+impl Ping {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Spin => "spin",
+            Self::Block => "block",
+            Self::Unpinned => "unpinned",
+        }
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        [Self::Spin, Self::Block, Self::Unpinned].into_iter().find(|ping| ping.name() == name)
+    }
+}
+
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Task {
     /// TCP, 1 MiB writes, and a reader's buffer of so many bytes: bytes per second.
     Tcp(usize),
     /// UDP, 64 bytes to and fro: median seconds.
-    UdpPing { spin: bool },
+    UdpPing(Ping),
     /// UDP, one `sendto` per 64 bytes: packets per second.
     UdpFlood,
     /// RDMA WRITE of 1 MiB messages: bytes per second.
     SoftWrite,
     /// SEND of 64 bytes to and fro: median seconds.
-    SoftPing { spin: bool },
+    SoftPing(Ping),
     /// RDMA WRITE of 64 bytes, 128 in flight: messages per second.
     SoftSmall,
     /// WRITEs over so many queue pairs at once: bytes per second.
@@ -35,12 +60,10 @@ impl Task {
     pub(crate) fn name(self) -> String {
         match self {
             Self::Tcp(buffer) => format!("tcp_reader_{}k", buffer >> 10),
-            Self::UdpPing { spin: true } => "udp_spin".to_owned(),
-            Self::UdpPing { spin: false } => "udp_block".to_owned(),
+            Self::UdpPing(ping) => format!("udp_{}", ping.name()),
             Self::UdpFlood => "udp_sendto".to_owned(),
             Self::SoftWrite => "soft_write".to_owned(),
-            Self::SoftPing { spin: true } => "soft_spin".to_owned(),
-            Self::SoftPing { spin: false } => "soft_block".to_owned(),
+            Self::SoftPing(ping) => format!("soft_{}", ping.name()),
             Self::SoftSmall => "soft_small".to_owned(),
             Self::Pairs(count) => format!("pairs_{count}"),
             Self::Devices(count) => format!("devices_{count}"),
@@ -51,16 +74,16 @@ impl Task {
     fn parse(name: &str) -> Self {
         let number = |text: &str| text.parse::<usize>().unwrap();
         match name {
-            "udp_spin" => Self::UdpPing { spin: true },
-            "udp_block" => Self::UdpPing { spin: false },
             "udp_sendto" => Self::UdpFlood,
             "soft_write" => Self::SoftWrite,
-            "soft_spin" => Self::SoftPing { spin: true },
-            "soft_block" => Self::SoftPing { spin: false },
             "soft_small" => Self::SoftSmall,
             "idle" => Self::Idle,
             other => {
-                if let Some(count) = other.strip_prefix("pairs_") {
+                if let Some(ping) = other.strip_prefix("udp_").and_then(Ping::parse) {
+                    Self::UdpPing(ping)
+                } else if let Some(ping) = other.strip_prefix("soft_").and_then(Ping::parse) {
+                    Self::SoftPing(ping)
+                } else if let Some(count) = other.strip_prefix("pairs_") {
                     Self::Pairs(number(count))
                 } else if let Some(count) = other.strip_prefix("devices_") {
                     Self::Devices(number(count))
@@ -110,17 +133,18 @@ impl Role {
     /// `value drops name=value …` at its end.
     pub(crate) fn run(&self) {
         let (buffer, length) = (self.receive_buffer, self.length);
-        if matches!(self.task, Task::UdpPing { spin: true } | Task::SoftPing { spin: true }) {
-            // Two that spin on one processor take turns of milliseconds.
+        if let Task::UdpPing(ping) | Task::SoftPing(ping) = self.task
+            && ping != Ping::Unpinned
+        {
             pin(usize::from(!self.server));
         }
         if self.server {
             match self.task {
                 Task::Tcp(reader) => tcp::server(reader),
-                Task::UdpPing { spin } => udp::echo(spin),
+                Task::UdpPing(ping) => udp::echo(ping == Ping::Spin),
                 Task::UdpFlood => udp::sink(buffer),
                 Task::SoftWrite | Task::SoftSmall => soft::target(buffer),
-                Task::SoftPing { spin } => soft::echo(buffer, spin),
+                Task::SoftPing(ping) => soft::echo(buffer, ping == Ping::Spin),
                 Task::Pairs(count) | Task::Devices(count) => scale::receiver(buffer, count),
                 Task::Idle => scale::receiver(buffer, scale::IDLE_PAIRS),
             }
@@ -131,10 +155,10 @@ impl Role {
         let address = address.trim().parse().unwrap();
         let found = match self.task {
             Task::Tcp(_) => tcp::client(address, length),
-            Task::UdpPing { spin } => udp::ping(address, spin, length),
+            Task::UdpPing(ping) => udp::ping(address, ping == Ping::Spin, length),
             Task::UdpFlood => udp::flood(address, length),
             Task::SoftWrite => soft::write(address, buffer, length),
-            Task::SoftPing { spin } => soft::ping(address, buffer, spin, length),
+            Task::SoftPing(ping) => soft::ping(address, buffer, ping == Ping::Spin, length),
             Task::SoftSmall => soft::small(address, buffer, length),
             Task::Pairs(count) => scale::pairs(address, buffer, count, length),
             Task::Devices(count) => scale::devices(address, buffer, count, length),

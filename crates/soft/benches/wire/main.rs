@@ -27,7 +27,7 @@ mod udp;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use child::{Role, Task};
+use child::{Ping, Role, Task};
 use report::{Report, median};
 
 /// Receive buffers: what Debian allows at the most without being told otherwise, and what the kernel gives here.
@@ -63,15 +63,16 @@ fn main() {
 }
 
 /// What each ratio compares: its name, ours, the plain ones (the best of which counts), and whether more is better.
-const RATIOS: [(&str, Task, &[Task], bool); 4] = [
+const RATIOS: [(&str, Task, &[Task], bool); 5] = [
     (
         "write_1m.vs_tcp",
         Task::SoftWrite,
         &[Task::Tcp(64 << 10), Task::Tcp(256 << 10), Task::Tcp(1 << 20)],
         true,
     ),
-    ("pingpong_64_spin.vs_udp", Task::SoftPing { spin: true }, &[Task::UdpPing { spin: true }], false),
-    ("pingpong_64_block.vs_udp", Task::SoftPing { spin: false }, &[Task::UdpPing { spin: false }], false),
+    ("pingpong_64_spin.vs_udp", Task::SoftPing(Ping::Spin), &[Task::UdpPing(Ping::Spin)], false),
+    ("pingpong_64_block.vs_udp", Task::SoftPing(Ping::Block), &[Task::UdpPing(Ping::Block)], false),
+    ("pingpong_64_unpinned.vs_udp", Task::SoftPing(Ping::Unpinned), &[Task::UdpPing(Ping::Unpinned)], false),
     ("write_64.vs_sendto", Task::SoftSmall, &[Task::UdpFlood], true),
 ];
 

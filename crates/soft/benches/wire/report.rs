@@ -27,7 +27,8 @@ impl Report {
 
     pub(crate) fn print(&self) {
         for (name, value) in &self.lines {
-            println!("{name:<78} {value:>16.3}");
+            let digits = if *value < 0.1 { 9 } else { 3 };
+            println!("{name:<78} {value:>16.digits$}");
         }
     }
 
