@@ -33,6 +33,8 @@ mod counters;
 mod defects;
 mod duplicates;
 mod execute;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod keys;
 mod local;
 mod local_operations;

@@ -23,6 +23,7 @@ pub mod coverage;
 pub mod drops;
 pub mod endpoint;
 pub mod forger;
+pub mod fuzzing;
 pub mod host;
 pub mod memory;
 pub mod model;

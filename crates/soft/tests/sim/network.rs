@@ -74,6 +74,8 @@ pub struct Network {
     buffers: Vec<Vec<u8>>,
     counter: u64,
     pub carried: u64,
+    /// What happens to each packet, where a script says it.
+    pub script: Option<std::vec::IntoIter<u8>>,
 }
 
 impl Network {
@@ -90,6 +92,7 @@ impl Network {
             buffers: Vec::new(),
             counter: 0,
             carried: 0,
+            script: None,
         }
     }
 
@@ -98,8 +101,14 @@ impl Network {
         self.links.iter().all(|link| link.loss <= 50_000)
     }
 
+    /// From now on nothing gets through.
+    pub fn silence(&mut self) {
+        self.links.iter_mut().for_each(|link| link.dead_from = Some(0));
+    }
+
     /// From now on nothing happens to packets any more, and what is dead comes to life.
     pub fn heal(&mut self) {
+        self.script = None;
         for link in &mut self.links {
             *link = Link { delay: link.delay.min(10 * MILLISECOND), mtu: usize::MAX, ..Link::default() };
         }
@@ -154,6 +163,9 @@ impl Network {
     /// Sends a packet from host `from` to host `to`.
     pub fn send(&mut self, now: Time, from: usize, to: usize, mut datagram: Datagram) {
         self.carried += 1;
+        if let Some(byte) = self.script.as_mut().and_then(Iterator::next) {
+            return self.send_by_script(now, byte, datagram);
+        }
         let link = &mut self.links[from * self.hosts + to];
         let random = &mut self.random;
         let dead = link.dead_from.is_some_and(|from| now >= from);
@@ -207,6 +219,31 @@ impl Network {
         let link = &self.links[from * self.hosts + to];
         if link.corrupt > 0 && self.random.chance(link.corrupt) {
             damage(&mut datagram, &mut self.random);
+        }
+        self.fly(arrives, datagram);
+    }
+}
+
+impl Network {
+    /// Lets a packet through, loses it, doubles it, delays it or damages it.
+    fn send_by_script(&mut self, now: Time, byte: u8, mut datagram: Datagram) {
+        let more = Time::from(byte >> 3);
+        let arrives = now + 10 * MICROSECOND;
+        match byte & 7 {
+            4 => return self.recycle(datagram.bytes),
+            5 => {
+                let mut bytes = self.buffer();
+                bytes.extend_from_slice(&datagram.bytes);
+                self.fly(arrives + more * 300 * MICROSECOND, Datagram { bytes, ..datagram.clone_header() });
+            }
+            6 => return self.fly(arrives + more * MILLISECOND, datagram),
+            7 => {
+                datagram.origin = Origin::Damaged;
+                datagram.original = Some(datagram.bytes.clone());
+                let at = (more as usize * 7) % datagram.bytes.len();
+                datagram.bytes[at] ^= 1 << (more % 8);
+            }
+            _ => {}
         }
         self.fly(arrives, datagram);
     }

@@ -182,6 +182,8 @@ pub struct Scenario {
     pub packets: u64,
     /// A defect planted into every engine; see the feature `defects`.
     pub defect: Option<u8>,
+    /// Whether nobody posts anything unless told to.
+    pub idle: bool,
     /// Whether each packet is printed.
     pub trace: bool,
 }
@@ -199,7 +201,7 @@ impl Scenario {
         }
         let path_mtu = random.pick(&[1, 1, 1, 1, 2, 2, 3, 3, 4, 5]);
         let packets = random.pick(&[3_000, 10_000, 12_000, 24_000]);
-        Self { seed, faults: Faults(faults), path_mtu, packets, defect: None, trace: false }
+        Self { seed, faults: Faults(faults), path_mtu, packets, defect: None, idle: false, trace: false }
     }
 
     pub fn has(&self, fault: Fault) -> bool {

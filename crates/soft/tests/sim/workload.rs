@@ -43,7 +43,7 @@ impl Plan {
         ];
         // A timeout of 0 is "never": where packets are lost, or a NAK comes too late to be heard, nothing would ever
         // send them again.
-        let loses = losing.into_iter().any(|fault| scenario.has(fault));
+        let loses = scenario.idle || losing.into_iter().any(|fault| scenario.has(fault));
         let terms = Terms {
             path_mtu: PathMtu::from_code(scenario.path_mtu).unwrap().bytes(),
             timeout: if random.chance(30_000) && !loses { 0 } else { timeout },
@@ -129,6 +129,9 @@ impl World {
         for index in [first, first + 1] {
             let peer = self.endpoints[self.endpoints[index].peer].source_port;
             self.endpoints[index].expects_port = random.chance(500_000).then_some(peer);
+            if self.scenario.idle {
+                continue;
+            }
             self.schedule(random.below(MILLISECOND), Action::Work(index));
             let troubled = [Fault::MoveToError, Fault::Destroy, Fault::Deregister];
             if troubled.into_iter().any(|fault| self.scenario.has(fault)) {

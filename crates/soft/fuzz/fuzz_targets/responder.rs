@@ -1,0 +1,7 @@
+//! See `responder` in `tests/sim/fuzzing.rs`. Run: `cargo fuzz run responder` in `crates/soft`.
+#![no_main]
+
+#[path = "../../tests/sim/mod.rs"]
+mod sim;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| sim::fuzzing::responder(bytes));
