@@ -90,9 +90,12 @@ export interface CommonOptions {
   handshakeTimeout?: number | undefined
   /** Milliseconds that `close()` may take before the connection is destroyed, 1 to 86400000. Default 5000. */
   closeTimeout?: number | undefined
-  /** Milliseconds between two signs of life over TLS, 10 to 3600000. Default 1000. Both sides should use the same. */
+  /**
+   * Milliseconds between two signs of life that this side gives over TLS, 10 to 60000. Default 1000. The peer is told, and
+   * judges this side's silence by it; the sides may differ.
+   */
   keepAliveInterval?: number | undefined
-  /** Missing signs of life that mean the peer is gone, 1 to 1000. Default 3. */
+  /** Missing signs of life of the peer that mean it is gone, 1 to 1000. Default 3. */
   keepAliveMisses?: number | undefined
 
   /**
@@ -247,7 +250,7 @@ const common: Checks<Normal> = {
   keyLogFile: text,
   handshakeTimeout: whole(1, DAY, 'milliseconds'),
   closeTimeout: whole(1, DAY, 'milliseconds'),
-  keepAliveInterval: whole(10, 3_600_000, 'milliseconds'),
+  keepAliveInterval: whole(10, 60_000, 'milliseconds'),
   keepAliveMisses: whole(1, 1000),
   device: text,
   devicePort: whole(1, 255),

@@ -66,9 +66,9 @@ pub struct NativeOptions {
     pub handshake_timeout: Option<u32>,
     /// For the end of `close()`.
     pub close_timeout: Option<u32>,
-    /// Between two keep-alives.
+    /// Between two of our keep-alives.
     pub keep_alive_interval: Option<u32>,
-    /// Missing keep-alives that mean death.
+    /// Missing keep-alives of the peer that mean death.
     pub keep_alive_misses: Option<u32>,
     /// The device by name.
     pub device: Option<String>,

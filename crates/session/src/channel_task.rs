@@ -12,13 +12,13 @@ use secure_rdma_rdma::{Error, ErrorCode, Phase, Result};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
 
+use crate::UpperLayer;
 use crate::channel::{Broken, Channel, Incoming};
 use crate::control::{Order, Orders};
 use crate::frame::Frame;
 use crate::keep_alive::{Pulse, Verdict};
-use crate::{SessionOptions, UpperLayer};
 
-/// How often the upper layer is ticked.
+/// How often the upper layer is ticked, and the pulse asked at least: well within a second.
 const TICK: Duration = Duration::from_millis(250);
 
 /// Keeps one control channel until it ends.
@@ -59,19 +59,11 @@ impl<U: UpperLayer, S: AsyncRead + AsyncWrite + Unpin> ChannelTask<U, S> {
         upper: Arc<U>,
         orders: Arc<Orders>,
         peer: SocketAddr,
-        options: &SessionOptions,
+        pulse: Pulse,
+        close_timeout: Duration,
     ) -> Self {
-        let now = Instant::now();
-        let pulse = Pulse::new(options.keep_alive, now);
-        Self {
-            channel,
-            upper,
-            orders,
-            peer,
-            pulse,
-            tick_at: now + TICK,
-            close_timeout: options.close_timeout,
-        }
+        let tick_at = Instant::now() + TICK;
+        Self { channel, upper, orders, peer, pulse, tick_at, close_timeout }
     }
 
     /// Runs to the end: `Ok` for a close in order.

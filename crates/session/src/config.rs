@@ -88,13 +88,15 @@ impl fmt::Debug for SessionOptions {
     }
 }
 
-/// When silence on the control channel means that the peer is dead: after `misses` expected keep-alives have not
-/// come, and half an interval of grace (3.5 s at the defaults), so that a peer that was stopped for 2 s lives.
+/// How often we say that we live, and how many of the peer's signs of life may be missing before it is taken for dead.
+///
+/// Each side states its interval in its offer and is judged by it: dead is who has been silent for `misses` of its *own*
+/// intervals, and half a one of grace (3.5 s at the defaults), so that a peer that was stopped for 2 s lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeepAlive {
-    /// One frame each. Default 1 s; 10 ms to 1 h. Both sides should use the same.
+    /// Between two of our signs of life, one frame each. Default 1 s; 10 ms to 60 s. The peer is told.
     pub interval: Duration,
-    /// Default 3; 1 to 1000.
+    /// Of the peer's. Default 3; 1 to 1000.
     pub misses: u32,
 }
 
@@ -105,9 +107,14 @@ impl Default for KeepAlive {
 }
 
 impl KeepAlive {
+    /// The shortest interval.
+    pub const MIN_INTERVAL: Duration = Duration::from_millis(10);
+    /// The longest. A peer that states more is refused: nothing could tell whether it is alive.
+    pub const MAX_INTERVAL: Duration = Duration::from_secs(60);
+
     fn validate(self) -> Result<()> {
-        if self.interval < Duration::from_millis(10) || self.interval > Duration::from_secs(3600) {
-            return Err(invalid(format!("keepAliveInterval is {:?}: give 10 ms to 1 h", self.interval)));
+        if self.interval < Self::MIN_INTERVAL || self.interval > Self::MAX_INTERVAL {
+            return Err(invalid(format!("keepAliveInterval is {:?}: give 10 ms to 60 s", self.interval)));
         }
         if !(1..=1000).contains(&self.misses) {
             return Err(invalid(format!("keepAliveMisses is {}: give 1 to 1000", self.misses)));

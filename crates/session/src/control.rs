@@ -3,13 +3,15 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
+use std::time::Duration;
 
 use secure_rdma_rdma::{Error, ErrorCode, Result};
 use tokio::sync::watch;
 
+use crate::UpperLayer;
 use crate::channel_task::ChannelTask;
 use crate::farewell::TlsChannel;
-use crate::{SessionOptions, UpperLayer};
+use crate::keep_alive::Pulse;
 
 /// What the handle asks of the task.
 #[derive(Clone, Debug)]
@@ -74,11 +76,12 @@ impl Control {
         channel: TlsChannel,
         upper: Arc<U>,
         peer: SocketAddr,
-        options: &SessionOptions,
+        pulse: Pulse,
+        close_timeout: Duration,
     ) -> Self {
         let orders = Arc::new(Orders::default());
         let (told, end) = watch::channel(None);
-        let task = ChannelTask::new(channel, upper, Arc::clone(&orders), peer, options);
+        let task = ChannelTask::new(channel, upper, Arc::clone(&orders), peer, pulse, close_timeout);
         tokio::spawn(async move {
             let end = task.run().await;
             told.send_replace(Some(end));

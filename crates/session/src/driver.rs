@@ -14,6 +14,7 @@ use crate::channel::{Broken, Incoming};
 use crate::exchange::{Action, Agreed, Event, Exchange};
 use crate::farewell::{Failed, Remains, TlsChannel};
 use crate::frame::Frame;
+use crate::keep_alive::Pulse;
 use crate::pending::Progress;
 use crate::report::Stopwatch;
 use crate::tls::{Secured, Suspect, closed_by_peer};
@@ -77,7 +78,14 @@ impl<H: Host + ?Sized> Negotiation<'_, H> {
             Ok(Ok((report, bringup, admitted))) => {
                 let peer = Arc::new(self.secured.peer);
                 let (upper, _route, _transitions) = bringup.finish();
-                let control = Control::start(self.channel, Arc::clone(&upper), peer.address, self.options);
+                let pulse = Pulse::new(
+                    self.options.keep_alive,
+                    report.peer_keep_alive_interval,
+                    Instant::now().into(),
+                );
+                let close_timeout = self.options.close_timeout;
+                let control =
+                    Control::start(self.channel, Arc::clone(&upper), peer.address, pulse, close_timeout);
                 return Ok((Established { upper, control, peer, report }, admitted));
             }
             Ok(Err(failure)) => failure,
@@ -279,6 +287,7 @@ impl<H: Host + ?Sized> Negotiation<'_, H> {
             initiator_depth: agreed.initiator_depth,
             responder_resources: agreed.peer.responder_resources,
             peer_terms: agreed.peer.terms,
+            peer_keep_alive_interval: agreed.keep_alive_interval,
             steps: self.watch.steps(),
             path_proof: self.watch.last_step(),
             total: self.watch.total(),

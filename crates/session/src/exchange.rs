@@ -3,12 +3,14 @@
 //! INIT and receives posted → OFFER both ways → resolve, RTR → READY both ways → RTS → proof of path → PROVEN both
 //! ways. [`Exchange::handle`] consumes the state: an error destroys it.
 
+use std::time::Duration;
+
 use secure_rdma_rdma::{Error, ErrorCode, PathMtu, Result};
 
 use crate::frame::Frame;
 use crate::offer::{Offer, OfferError};
 use crate::tls::same_binding;
-use crate::{FrameError, PeerStart};
+use crate::{FrameError, KeepAlive, PeerStart};
 
 /// What both sides' offers come to.
 #[derive(Clone, Debug)]
@@ -17,6 +19,8 @@ pub(crate) struct Agreed {
     pub(crate) peer: PeerStart,
     pub(crate) initiator_depth: u8,
     pub(crate) device_part: Vec<u8>,
+    /// Between two of the peer's signs of life.
+    pub(crate) keep_alive_interval: Duration,
 }
 
 /// What happened.
@@ -165,6 +169,7 @@ fn agree(own: &Own, peer: Offer, peer_binding: &[u8; 32]) -> Result<Agreed> {
         },
         initiator_depth: own.initiator_depth.min(peer.responder_resources),
         device_part: peer.device_part,
+        keep_alive_interval: peer.keep_alive_interval.unwrap_or(KeepAlive::default().interval),
     })
 }
 

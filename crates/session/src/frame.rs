@@ -252,6 +252,10 @@ impl<'b> Fields<'b> {
             .ok_or_else(|| FrameError::Shape(format!("the field {key} ({name}) is missing")))
     }
 
+    pub(crate) fn has(&self, key: i64) -> bool {
+        self.entries.iter().any(|(found, _)| *found == key)
+    }
+
     pub(crate) fn number(&self, key: i64, name: &str) -> Result<u64, FrameError> {
         self.get(key, name)?
             .u64()

@@ -2,10 +2,12 @@
 //! with the committed corpus. They panic where an invariant breaks, which is their purpose.
 #![allow(clippy::panic, clippy::expect_used)]
 
+use std::time::Duration;
+
 use secure_rdma_rdma::{PathMtu, Psn, Qpn};
 
 use crate::exchange::{Action, Event, Exchange};
-use crate::{Frame, FrameDecoder, Offer, Terms, VERSION};
+use crate::{Frame, FrameDecoder, KeepAlive, Offer, Terms, VERSION};
 
 const OUR_BINDING: [u8; 32] = [1; 32];
 const PEER_BINDING: [u8; 32] = [2; 32];
@@ -48,6 +50,8 @@ pub fn offer(fields: &[u8]) {
     assert!((1..=128).contains(&offer.initiator_depth) && (1..=128).contains(&offer.responder_resources));
     assert!(offer.terms.credits >= 4 && offer.terms.segment_size >= 256 && offer.terms.max_message_size >= 1);
     assert!(offer.min_version <= VERSION && VERSION <= offer.version && offer.device_part.len() <= 1024);
+    let possible = KeepAlive::MIN_INTERVAL..=KeepAlive::MAX_INTERVAL;
+    assert!(offer.keep_alive_interval.is_none_or(|interval| possible.contains(&interval)));
     frame(&body);
 }
 
@@ -101,6 +105,7 @@ fn example_offer(binding: [u8; 32]) -> Offer {
         terms: Terms { max_message_size: 1 << 20, segment_size: 8192, credits: 64 },
         device_part: vec![0; 16],
         binding,
+        keep_alive_interval: Some(Duration::from_secs(1)),
     }
 }
 
@@ -307,7 +312,7 @@ mod tests {
             }
             stream
         };
-        let offers: Vec<Vec<u8>> = (0..12)
+        let offers: Vec<Vec<u8>> = (0..15)
             .map(|field| {
                 let mut offer = example_offer(PEER_BINDING);
                 match field {
@@ -322,6 +327,9 @@ mod tests {
                     8 => offer.terms.segment_size = 1 << 30,
                     9 => offer.terms.credits = u16::MAX,
                     10 => offer.device_part = vec![7; 1024],
+                    12 => offer.keep_alive_interval = None,
+                    13 => offer.keep_alive_interval = Some(KeepAlive::MIN_INTERVAL),
+                    14 => offer.keep_alive_interval = Some(KeepAlive::MAX_INTERVAL),
                     _ => {}
                 }
                 Frame::Offer(Box::new(offer)).encode()[6..].to_vec()

@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use minicbor::Encoder;
 use secure_rdma_rdma::{PathMtu, Psn, Qpn};
 
-use crate::Terms;
 use crate::frame::{Fields, FrameError};
+use crate::{KeepAlive, Terms};
 
 /// The version of the exchange that this crate speaks; it speaks no older one.
 pub const VERSION: u32 = 1;
@@ -35,6 +36,7 @@ const KEY_SEGMENT_SIZE: i64 = 9;
 const KEY_CREDITS: i64 = 10;
 const KEY_DEVICE_PART: i64 = 11;
 const KEY_BINDING: i64 = 12;
+const KEY_KEEP_ALIVE_INTERVAL: i64 = 13;
 
 /// One side's parameters.
 #[derive(Clone, PartialEq, Eq)]
@@ -60,6 +62,9 @@ pub struct Offer {
     pub device_part: Vec<u8>,
     /// What the TLS session exported for the sender's role: an offer of another session does not have it.
     pub binding: [u8; 32],
+    /// How long it is between two of its signs of life, 10 ms to 60 s, in whole milliseconds (rounded up). A side that
+    /// states none has the default.
+    pub keep_alive_interval: Option<Duration>,
 }
 
 impl fmt::Debug for Offer {
@@ -72,6 +77,7 @@ impl fmt::Debug for Offer {
             .field("responder_resources", &self.responder_resources)
             .field("initiator_depth", &self.initiator_depth)
             .field("terms", &self.terms)
+            .field("keep_alive_interval", &self.keep_alive_interval)
             .finish_non_exhaustive()
     }
 }
@@ -155,6 +161,7 @@ impl Offer {
         KEY_CREDITS,
         KEY_DEVICE_PART,
         KEY_BINDING,
+        KEY_KEEP_ALIVE_INTERVAL,
     ];
 
     /// The version that both sides speak: the newest in common.
@@ -167,8 +174,9 @@ impl Offer {
         &self,
         encoder: &mut Encoder<W>,
     ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        let fields = Self::FIELDS.len() - usize::from(self.keep_alive_interval.is_none());
         encoder
-            .map(Self::FIELDS.len() as u64)?
+            .map(fields as u64)?
             .i64(KEY_VERSION)?
             .u32(self.version)?
             .i64(KEY_MIN_VERSION)?
@@ -192,8 +200,11 @@ impl Offer {
             .i64(KEY_DEVICE_PART)?
             .bytes(&self.device_part)?
             .i64(KEY_BINDING)?
-            .bytes(&self.binding)?
-            .ok()
+            .bytes(&self.binding)?;
+        if let Some(interval) = self.keep_alive_interval {
+            encoder.i64(KEY_KEEP_ALIVE_INTERVAL)?.u64(milliseconds(interval))?;
+        }
+        Ok(())
     }
 
     pub(crate) fn decode(fields: &Fields<'_>) -> Result<Self, FrameError> {
@@ -258,6 +269,7 @@ impl Offer {
             device_part: device_part.to_vec(),
             binding: <[u8; BINDING_LENGTH]>::try_from(binding)
                 .map_err(|_| value("binding's length", binding.len() as u64, "32"))?,
+            keep_alive_interval: interval(fields)?,
         })
     }
 }
@@ -281,6 +293,22 @@ fn ranged<T: TryFrom<u64>>(
     let number = fields.number(key, name)?;
     let inside = Some(number).filter(|number| range.contains(number)).and_then(narrow);
     inside.ok_or_else(|| value(name, number, allowed).into())
+}
+
+/// A peer that may be silent for as long as it likes would never be found dead: what it may ask for is bounded.
+fn interval(fields: &Fields<'_>) -> Result<Option<Duration>, FrameError> {
+    if !fields.has(KEY_KEEP_ALIVE_INTERVAL) {
+        return Ok(None);
+    }
+    let range = milliseconds(KeepAlive::MIN_INTERVAL)..=milliseconds(KeepAlive::MAX_INTERVAL);
+    let interval =
+        ranged(fields, KEY_KEEP_ALIVE_INTERVAL, "keep-alive interval", range, "10 to 60000 milliseconds")?;
+    Ok(Some(Duration::from_millis(interval)))
+}
+
+/// Rounded up: who states too little is taken for dead.
+fn milliseconds(interval: Duration) -> u64 {
+    u64::try_from(interval.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
 fn depth(fields: &Fields<'_>, key: i64, name: &'static str) -> Result<u8, FrameError> {

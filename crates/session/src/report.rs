@@ -129,6 +129,8 @@ pub struct Report {
     pub responder_resources: u8,
     /// The peer's terms.
     pub peer_terms: Terms,
+    /// Between two of the peer's signs of life: by it its silence is judged.
+    pub peer_keep_alive_interval: Duration,
     /// Every step with its duration, in order.
     pub steps: Vec<Step>,
     /// How long the proof of path took.

@@ -117,6 +117,7 @@ pub(crate) fn make<H: Host + ?Sized>(
             terms,
             device_part: establish.local_part(),
             binding,
+            keep_alive_interval: Some(options.keep_alive.interval),
         };
         check_own(&offer, &local, qpn, &terms)?;
         let bringup = Bringup::init(queue_pair, upper, &local, options.queue_pair)?;

@@ -67,6 +67,70 @@ async fn silence_is_death_in_its_time() {
 }
 
 #[tokio::test]
+async fn the_peer_is_judged_by_the_interval_that_it_states() {
+    // Ours is short, and the peer says that its is twenty times as long: by ours it would be dead after 350 ms.
+    let world = quick();
+    let listener = world.listen().await;
+    let mut client = RawClient::new(&world, listener.local_addr().port()).await;
+    client.keep_alive_interval = Some(20 * QUICK.interval);
+    client.bring_up().await;
+    let server = listener.accept().await.unwrap();
+    assert_eq!(server.report.peer_keep_alive_interval, 20 * QUICK.interval);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(!server.control.is_ended(), "{:?}", server.upper.record().lost);
+
+    // Ours is long, the peer's is short, and its silence is noticed after its own.
+    let mut patient = quick();
+    patient.options.keep_alive.interval = Duration::from_secs(60);
+    let listener = patient.listen().await;
+    let mut client = RawClient::new(&patient, listener.local_addr().port()).await;
+    client.keep_alive_interval = Some(QUICK.interval);
+    client.bring_up().await;
+    assert_eq!(lost(&listener.accept().await.unwrap()).await.code(), ErrorCode::PeerLost);
+}
+
+#[tokio::test]
+async fn sides_with_different_intervals_live_together() {
+    let mut world = quick();
+    let listener = world.listen().await;
+    world.options.keep_alive.interval = 15 * QUICK.interval;
+    let client = world.connect(listener.local_addr().port()).await.unwrap();
+    let server = listener.accept().await.unwrap();
+    assert_eq!(client.report.peer_keep_alive_interval, QUICK.interval);
+    assert_eq!(server.report.peer_keep_alive_interval, 15 * QUICK.interval);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!client.control.is_ended() && !server.control.is_ended());
+}
+
+#[tokio::test]
+async fn a_peer_that_states_no_interval_has_the_default() {
+    let world = quick();
+    let listener = world.listen().await;
+    let mut client = RawClient::new(&world, listener.local_addr().port()).await;
+    client.keep_alive_interval = None;
+    client.bring_up().await;
+    let server = listener.accept().await.unwrap();
+    assert_eq!(server.report.peer_keep_alive_interval, KeepAlive::default().interval);
+}
+
+#[tokio::test]
+async fn a_peer_that_wants_never_to_be_found_dead_is_refused() {
+    let world = quick();
+    let listener = world.listen().await;
+    let mut client = RawClient::new(&world, listener.local_addr().port()).await;
+    client.keep_alive_interval = Some(Duration::from_millis(60_001));
+    client.send_offer(client.offer()).await;
+    let (code, message) = client.error().await;
+    assert_eq!(code, "ERR_RDMA_OFFER");
+    assert!(message.contains("keep-alive interval is 60001"), "{message}");
+    // We do not ask for it either.
+    let mut world = quick();
+    world.options.keep_alive.interval = Duration::from_millis(60_001);
+    let error = world.connect(listener.local_addr().port()).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::InvalidArgument);
+}
+
+#[tokio::test]
 async fn an_end_without_a_close_is_death_at_once() {
     for orderly_tls in [true, false] {
         let mut world = quick();

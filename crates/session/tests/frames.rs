@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use secure_rdma_rdma::{Error, ErrorCode, PathMtu, Psn, Qpn};
 use secure_rdma_session::{Frame, FrameDecoder, Offer, Terms, VERSION};
@@ -18,6 +19,7 @@ fn offer() -> Offer {
         terms: Terms { max_message_size: 1 << 20, segment_size: 8192, credits: 64 },
         device_part: vec![1, 2, 3],
         binding: [7; 32],
+        keep_alive_interval: Some(Duration::from_millis(2500)),
     }
 }
 
@@ -74,6 +76,7 @@ fn offer_fields() -> Vec<(Vec<u8>, Vec<u8>)> {
         uint(64),
         bytes(&[1, 2, 3]),
         bytes(&[7; 32]),
+        uint(2500),
     ];
     (1..).map(uint).zip(values).collect()
 }
@@ -271,6 +274,20 @@ fn bad_inputs() -> Vec<(&'static str, Vec<u8>, ErrorCode, &'static str)> {
         ("binding of 31 bytes", offer_with(12, bytes(&[7; 31])), O, "binding's length is 31"),
         ("binding of 33 bytes", offer_with(12, bytes(&[7; 33])), O, "binding's length is 33"),
         ("binding empty", offer_with(12, bytes(&[])), O, "binding's length is 0"),
+        ("keep-alive interval 0", offer_with(13, uint(0)), O, "keep-alive interval is 0"),
+        ("keep-alive interval 9 ms", offer_with(13, uint(9)), O, "keep-alive interval is 9"),
+        (
+            "keep-alive interval over 60 s",
+            offer_with(13, uint(60_001)),
+            O,
+            "is 60001: 10 to 60000 milliseconds",
+        ),
+        (
+            "keep-alive interval 2^64-1",
+            offer_with(13, uint(u64::MAX)),
+            O,
+            "keep-alive interval is 18446744073709551615",
+        ),
         // -- offer: types
         ("QPN is negative", offer_with(3, vec![0x21]), P, "field 3 (QPN) is no unsigned number"),
         ("PSN is a text", offer_with(4, text("1")), P, "field 4 (PSN) is no unsigned number"),
@@ -278,6 +295,12 @@ fn bad_inputs() -> Vec<(&'static str, Vec<u8>, ErrorCode, &'static str)> {
         ("credits is true", offer_with(10, vec![0xF5]), P, "field 10 (credits) is no unsigned number"),
         ("device part is a text", offer_with(11, text("abc")), P, "field 11 (device part) is no byte string"),
         ("binding is null", offer_with(12, vec![0xF6]), P, "field 12 (binding) is no byte string"),
+        (
+            "keep-alive interval is a text",
+            offer_with(13, text("1 s")),
+            P,
+            "field 13 (keep-alive interval) is no unsigned number",
+        ),
         ("OFFER without fields", framed(&body(1, &[])), P, "field 1 (version) is missing"),
         ("OFFER without a QPN", offer_without(3), P, "field 3 (QPN) is missing"),
         ("OFFER without a PSN", offer_without(4), P, "field 4 (PSN) is missing"),
@@ -343,6 +366,8 @@ fn limits_themselves_are_allowed() {
         (10, uint(65535)),
         (11, bytes(&[])),
         (11, bytes(&[9; 1024])),
+        (13, uint(10)),
+        (13, uint(60_000)),
     ];
     for (key, value) in good {
         assert!(read(&offer_with(key, value.clone())).is_ok(), "field {key}: {value:?}");
@@ -377,6 +402,16 @@ fn versions_are_negotiated_and_unknown_optional_fields_ignored() {
     let error = read(&framed(&body(1, &later))).unwrap_err();
     assert_eq!(error.code(), ErrorCode::Version, "judged before the fields that it lacks: {error}");
     assert!(read(&offer_and(uint(500), vec![0x82, 0x01, 0x61, b'a'])).is_ok());
+}
+
+#[test]
+fn a_side_that_states_no_keep_alive_interval_is_understood() {
+    let without = Offer { keep_alive_interval: None, ..offer() };
+    assert_eq!(read(&offer_without(13)).unwrap(), [Frame::Offer(Box::new(without.clone()))]);
+    assert_eq!(Frame::Offer(Box::new(without)).encode(), offer_without(13), "and says so itself");
+    // What is between two milliseconds is stated as the longer one.
+    let odd = Offer { keep_alive_interval: Some(Duration::from_micros(2_499_001)), ..offer() };
+    assert_eq!(Frame::Offer(Box::new(odd)).encode(), framed(&body(1, &offer_fields())));
 }
 
 #[test]

@@ -19,6 +19,8 @@ use super::World;
 pub struct RawClient {
     pub stream: TlsStream<TcpStream>,
     decoder: FrameDecoder,
+    /// What its offer states.
+    pub keep_alive_interval: Option<Duration>,
 }
 
 /// A client configuration with the world's client identity.
@@ -44,7 +46,8 @@ impl RawClient {
         let config = client_config(world, &[b"secure-rdma/1"]);
         let name = ServerName::try_from("localhost").unwrap();
         let stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap();
-        Self { stream, decoder: FrameDecoder::default() }
+        let keep_alive_interval = Some(world.options.keep_alive.interval);
+        Self { stream, decoder: FrameDecoder::default(), keep_alive_interval }
     }
 
     /// What the TLS session exports for a role.
@@ -68,6 +71,7 @@ impl RawClient {
             terms: Terms { max_message_size: 1 << 20, segment_size: 8192, credits: 64 },
             device_part: secure_rdma_rdma::Gid::from_ip("127.0.0.1".parse().unwrap()).bytes().to_vec(),
             binding: self.binding("client"),
+            keep_alive_interval: self.keep_alive_interval,
         }
     }
 
