@@ -180,7 +180,10 @@ export interface ListenOptions extends CommonOptions {
    * anybody may connect, unless `authorize` objects; `ca`, `pins` and `crl` are then refused.
    */
   requestCert?: boolean | undefined
-  /** Handshakes at once, 1 to 65536. Default 256. When full, the one that has stalled longest gives way. */
+  /**
+   * Handshakes at once, 1 to 65536. Default 256. When full, the one that has stalled longest gives way. A stall counts two
+   * seconds later once the client's certificate has been verified, for one key in half of the places at the most.
+   */
   maxPendingHandshakes?: number | undefined
   /** Connections that are up and not accepted yet, 1 to 65536. Default 1024. */
   maxUnaccepted?: number | undefined

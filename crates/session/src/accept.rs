@@ -16,7 +16,7 @@ use crate::connect::both_ends;
 use crate::driver::{Negotiation, timed_out};
 use crate::farewell::{Failed, Remains, race};
 use crate::listener::{Counters, Shared, reserve};
-use crate::pending::{Full, Progress, Ticket};
+use crate::pending::{Full, Ticket};
 use crate::report::Stopwatch;
 use crate::tls::{Secured, Suspect};
 use crate::{Established, Host, Role};
@@ -89,7 +89,7 @@ async fn serve<H: Host + ?Sized>(
     ready: Sender<Established<H::Upper>>,
     _alive: Alive,
 ) {
-    let handshake = handshake(&shared, &ticket.progress, tcp, address, ready);
+    let handshake = handshake(&shared, &ticket, tcp, address, ready);
     let failed = match race(handshake, ticket.evicted()).await {
         Ok(Ok((established, permit))) => {
             Counters::count(&shared.counters.established);
@@ -128,7 +128,7 @@ fn evicted(address: SocketAddr, phase: Phase) -> Error {
 
 async fn handshake<H: Host + ?Sized>(
     shared: &Shared<H>,
-    progress: &Progress,
+    ticket: &Ticket,
     tcp: TcpStream,
     address: SocketAddr,
     ready: Sender<Established<H::Upper>>,
@@ -155,7 +155,7 @@ async fn handshake<H: Host + ?Sized>(
         Ok(Err(cause)) => return Err(refused(cause, acceptor.take_io())),
         Err(_) => return Err(late(Phase::Tls)),
     };
-    progress.enter(Phase::Tls);
+    ticket.progress.enter(Phase::Tls);
     let stream = match timeout_at(deadline, hello.into_stream(config).into_fallible()).await {
         Ok(Ok(stream)) => stream,
         Ok(Err((cause, tcp))) => return Err(refused(cause, Some(tcp))),
@@ -171,6 +171,7 @@ async fn handshake<H: Host + ?Sized>(
             return Err(Failed { error: error.in_phase(Phase::Tls), rest });
         }
     };
+    ticket.verified(secured.peer.spki_sha256);
     let negotiation = Negotiation {
         role: Role::Server,
         channel,
@@ -179,7 +180,7 @@ async fn handshake<H: Host + ?Sized>(
         host: Arc::clone(&shared.host),
         options,
         own_names: Some(shared.tls.own.clone()),
-        progress,
+        progress: &ticket.progress,
         watch,
         path: None,
     };

@@ -155,7 +155,8 @@ pub struct ListenConfig {
     pub port: u16,
     /// Length of the kernel's queue of TCP connections. Default 4096 (the kernel caps it at `somaxconn`).
     pub backlog: u32,
-    /// Handshakes at once, 1 to 65536. Default 256. When full, the one that has stalled longest gives way.
+    /// Handshakes at once, 1 to 65536. Default 256. When full, the one that has stalled longest gives way. A stall counts
+    /// 2 s later once the client's certificate has been verified, for one key in half of the places at the most.
     pub max_pending_handshakes: usize,
     /// Connections that are up but not yet accepted, 1 to 65536. Default 1024. When full, newcomers are refused.
     pub max_unaccepted: usize,

@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 use secure_rdma_rdma::Phase;
 use tokio::sync::Notify;
 
+use crate::Pin;
+
 /// A handshake is left in peace for so long after each step: enough for an honest peer's next one, and short enough that
 /// a flood of newcomers is taken in faster than it fills the kernel's queue.
 const PEACE: Duration = Duration::from_millis(20);
 
-/// How much later the stall of a verified peer counts: a lost packet of its proof of path costs half a second, in which a
-/// flood of strangers must not push it out.
+/// How much later the stall of a peer counts whose certificate has been verified: a lost packet of its proof of path costs
+/// half a second, in which a flood of strangers must not push it out.
 const VERIFIED: Duration = Duration::from_secs(2);
 
 /// How far one handshake has come. Only a step forward counts as progress: a byte does not.
@@ -24,12 +26,14 @@ pub(crate) struct Progress(Mutex<Inner>);
 struct Inner {
     phase: Phase,
     since: Instant,
+    grace: Duration,
     over: bool,
 }
 
 impl Progress {
     pub(crate) fn new() -> Self {
-        Self(Mutex::new(Inner { phase: Phase::Connect, since: Instant::now(), over: false }))
+        let (since, grace) = (Instant::now(), Duration::ZERO);
+        Self(Mutex::new(Inner { phase: Phase::Connect, since, grace, over: false }))
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -55,8 +59,7 @@ impl Progress {
     /// How long it has stalled, as far as eviction goes; `None` when it may be evicted before all others.
     fn stalled(&self, now: Instant) -> Option<Duration> {
         let inner = *self.inner();
-        let grace = if inner.phase >= Phase::Authorize { VERIFIED } else { Duration::ZERO };
-        (!inner.over).then(|| now.saturating_duration_since(inner.since + grace))
+        (!inner.over).then(|| now.saturating_duration_since(inner.since + inner.grace))
     }
 }
 
@@ -65,6 +68,8 @@ struct Slot {
     evict: Arc<Notify>,
     /// Orders the equally stalled: the older goes.
     begun: Instant,
+    /// The key of the peer that has grace here.
+    key: Option<Pin>,
 }
 
 /// All of them.
@@ -120,8 +125,24 @@ impl Pending {
             }
         }
         let (progress, evict) = (Arc::new(Progress::new()), Arc::new(Notify::new()));
-        slots.insert(id, Slot { progress: Arc::clone(&progress), evict: Arc::clone(&evict), begun: now });
+        let slot = Slot { progress: Arc::clone(&progress), evict: Arc::clone(&evict), begun: now, key: None };
+        slots.insert(id, slot);
         Ok((Ticket { id, progress, evict, pending: Arc::clone(self) }, evicted))
+    }
+
+    /// The certificate of handshake `id` has been verified, and this is its key: its stalls count later from now on. One
+    /// key has that in half of the places at the most. Whatever more it begins gives way as a stranger does, so that no
+    /// credential holds all places against the others, and who shares one among many machines is not refused.
+    fn verified(&self, id: u64, key: Pin) {
+        let mut slots = self.slots();
+        let same = slots.values().filter(|slot| slot.key == Some(key)).count();
+        if same >= (self.most / 2).max(1) {
+            return;
+        }
+        if let Some(slot) = slots.get_mut(&id) {
+            slot.key = Some(key);
+            slot.progress.inner().grace = VERIFIED;
+        }
     }
 
     /// Evicts everyone and admits nobody any more.
@@ -155,6 +176,13 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
+    /// The peer's certificate has been verified. A peer that was asked for none stays a stranger.
+    pub(crate) fn verified(&self, key: Option<Pin>) {
+        if let Some(key) = key {
+            self.pending.verified(self.id, key);
+        }
+    }
+
     /// Waits until the place is wanted by someone else, or the listener closes.
     pub(crate) async fn evicted(&self) {
         self.evict.notified().await;
@@ -173,6 +201,10 @@ mod tests {
 
     fn aged(ticket: &Ticket, age: Duration) {
         ticket.progress.inner().since = Instant::now().checked_sub(age).unwrap();
+    }
+
+    fn key(name: u8) -> Pin {
+        Pin::new([name; 32])
     }
 
     fn is_evicted(ticket: &Ticket) -> bool {
@@ -210,6 +242,7 @@ mod tests {
         let pending = Arc::new(Pending::new(2));
         let (verified, _) = pending.admit(0).ok().unwrap();
         let (stranger, _) = pending.admit(1).ok().unwrap();
+        verified.verified(Some(key(1)));
         verified.progress.enter(Phase::Path);
         aged(&verified, Duration::from_millis(1500));
         aged(&stranger, Duration::from_millis(100));
@@ -222,6 +255,42 @@ mod tests {
         aged(&stranger, Duration::from_millis(100));
         let _next = pending.admit(3).ok().unwrap();
         assert!(is_evicted(&verified), "but not for ever");
+    }
+
+    #[test]
+    fn who_was_asked_for_no_certificate_stays_a_stranger() {
+        let pending = Arc::new(Pending::new(2));
+        let (far, _) = pending.admit(0).ok().unwrap();
+        let (near, _) = pending.admit(1).ok().unwrap();
+        far.verified(None);
+        far.progress.enter(Phase::Path);
+        aged(&far, Duration::from_millis(200));
+        aged(&near, Duration::from_millis(100));
+        let _next = pending.admit(2).ok().unwrap();
+        assert_eq!([is_evicted(&far), is_evicted(&near)], [true, false], "how far it has come is no merit");
+    }
+
+    #[test]
+    fn one_key_holds_half_of_the_places_at_the_most() {
+        let pending = Arc::new(Pending::new(8));
+        let begin = |id, name| {
+            let (ticket, _) = pending.admit(id).ok().unwrap();
+            ticket.verified(Some(key(name)));
+            aged(&ticket, Duration::from_millis(500));
+            ticket
+        };
+        // All places, all verified, all with one key.
+        let mut greedy: Vec<_> = (0..8).map(|id| begin(id, 1)).collect();
+        // Others come, and the greedy one's second half goes, whatever its certificate.
+        let others: Vec<_> = (8..11).map(|id| begin(id, 2)).collect();
+        let gone: Vec<_> = greedy.iter().map(is_evicted).collect();
+        assert_eq!(gone, [false, false, false, false, true, true, true, false]);
+        assert!(!others.iter().any(is_evicted));
+        // A place that is given back is there for the key's next.
+        greedy.truncate(3);
+        let next = begin(12, 1);
+        assert!(next.progress.inner().grace == VERIFIED);
+        assert!(begin(13, 1).progress.inner().grace == Duration::ZERO);
     }
 
     #[test]
