@@ -155,11 +155,14 @@ export interface CommonOptions {
 
 /** What {@link connect} takes. */
 export interface ConnectOptions extends CommonOptions {
-  /** Name or IP address of the server. Default `localhost`. */
+  /** Name or IP address of the server, a link-local one with its zone (`fe80::1%eth0`). Default `localhost`. */
   host?: string | undefined
   /** The server's TCP port, 1 to 65535. */
   port: number
-  /** The local address of the TCP connection. By it the RDMA device is chosen. */
+  /**
+   * The local address of the TCP connection. By it the RDMA device is chosen. A link-local one is on the interface of
+   * the host's zone.
+   */
   localAddress?: string | undefined
   /** The name that the server's certificate must have. Default: `host`. Only with `ca`: `pins` alone judge no name. */
   servername?: string | undefined
@@ -169,7 +172,10 @@ export interface ConnectOptions extends CommonOptions {
 
 /** What {@link listen} takes. */
 export interface ListenOptions extends CommonOptions {
-  /** Name or IP address to listen on. Default `::`, which is every address, IPv4 ones too. */
+  /**
+   * Name or IP address to listen on, a link-local one with its zone (`fe80::1%eth0`). Default `::`, which is every
+   * address, IPv4 ones too.
+   */
   host?: string | undefined
   /** The TCP port, 0 to 65535. Default 0: the system chooses, and `server.address()` tells. */
   port?: number | undefined

@@ -1,9 +1,12 @@
 //! Devices and what connections share on them.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use secure_rdma_rdma::{DeviceInfo, DeviceWish, Devices, Error, ErrorCode, QueuePairConfig, Result, choose};
+use secure_rdma_rdma::{
+    DeviceInfo, DeviceWish, Devices, Error, ErrorCode, QueuePairConfig, Result, choose_scoped,
+};
 use secure_rdma_session::{Host, Prepared, TlsAddresses};
 
 use crate::channel::Channel;
@@ -96,6 +99,16 @@ impl Registry {
             }
         }));
         Ok(resources)
+    }
+
+    /// The interface of an IPv6 link-local address, which is what it belongs to; `None` of all other addresses, and where
+    /// no family knows it.
+    fn interface_of(&self, address: SocketAddr) -> Option<String> {
+        let SocketAddr::V6(v6) = address else { return None };
+        if !v6.ip().is_unicast_link_local() {
+            return None;
+        }
+        self.families.iter().find_map(|family| family.interface_name(v6.scope_id()))
     }
 
     /// What a new server keeps.
@@ -199,7 +212,8 @@ impl Host for DeviceHost {
 
     fn prepare(&self, addresses: TlsAddresses) -> Result<Prepared<Upper>> {
         let devices = self.registry.listed(&self.device.wish)?;
-        let local = choose(&devices, &self.device.wish, addresses.local.ip())?;
+        let scope = self.registry.interface_of(addresses.local);
+        let local = choose_scoped(&devices, &self.device.wish, addresses.local.ip(), scope.as_deref())?;
         let resources = self.registry.resources(&local.device, self.options.pool)?;
         if let Some(kept) = &self.kept {
             kept.add(&resources);

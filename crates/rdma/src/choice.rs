@@ -39,7 +39,7 @@ pub fn choose(devices: &[DeviceInfo], wish: &DeviceWish, tls_local: IpAddr) -> R
     choose_scoped(devices, wish, tls_local, None)
 }
 
-/// [`choose`] where the network interface of `tls_local` is known, too.
+/// [`choose`] where the network interface of `tls_local` is known, too: that of a link-local address.
 ///
 /// An IPv6 link-local address means something on one interface only, and interfaces that share a hardware address
 /// (VLANs, macvlan) have the same one. Without `scope`, several ports with that GID are an error.
@@ -67,7 +67,7 @@ pub fn choose_scoped(
     if auto && others().all(|device| device.unusable.is_some()) {
         return embedded(devices, wish, address, scope, none_usable(&others().collect::<Vec<_>>()));
     }
-    Err(no_match(devices, wish, address))
+    Err(no_match(devices, wish, address, scope))
 }
 
 /// What fits best on these devices, if anything does.
@@ -120,7 +120,7 @@ fn embedded(
             Some(local) => Ok(LocalAddress { reason, ..local }),
             None => {
                 let wish = DeviceWish { device: Some(soft.name.clone()), ..wish.clone() };
-                Err(no_match(devices, &wish, address))
+                Err(no_match(devices, &wish, address, scope))
             }
         },
     }
@@ -274,7 +274,7 @@ fn ambiguous(one: &LocalAddress, another: &LocalAddress) -> Error {
     )
 }
 
-fn no_match(devices: &[DeviceInfo], wish: &DeviceWish, address: IpAddr) -> Error {
+fn no_match(devices: &[DeviceInfo], wish: &DeviceWish, address: IpAddr, scope: Option<&str>) -> Error {
     let soft = devices.iter().find(|device| device.kind == DeviceKind::Soft);
     let by_name = soft.filter(|soft| wish.device.as_ref() == Some(&soft.name));
     let list = match by_name {
@@ -284,6 +284,9 @@ fn no_match(devices: &[DeviceInfo], wish: &DeviceWish, address: IpAddr) -> Error
         }
     };
     let mut asked = format!("address {address}");
+    if let Some(scope) = scope {
+        asked.push_str(&format!(" on the interface {scope}"));
+    }
     if let Some(device) = &wish.device {
         asked.push_str(&format!(", device {device}"));
     }

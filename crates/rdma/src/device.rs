@@ -22,6 +22,13 @@ pub trait Devices: Send + Sync {
     /// # Errors
     /// `ERR_RDMA_DEVICE_NOT_FOUND`, `ERR_RDMA_DEVICE_UNSUPPORTED`, `ERR_RDMA_DEVICE_OPEN`.
     fn open(&self, name: &str) -> Result<Arc<dyn Device>>;
+
+    /// The network interface with this index, as [`crate::GidEntry::interface`] names it. Sockets tell the interface of a
+    /// link-local address by its index. `None` where this family does not know it.
+    fn interface_name(&self, index: u32) -> Option<String> {
+        let _ = index;
+        None
+    }
 }
 
 /// An open device. It runs one service thread, and no other.

@@ -266,6 +266,8 @@ fn a_link_local_address_belongs_to_an_interface() {
     assert_eq!(scoped("eth0"), "mlx5_0 1 0");
     assert_eq!(scoped("eth1"), "mlx5_1 1 0");
     assert_eq!(scoped("eth2"), "ERR_RDMA_NO_MATCHING_DEVICE");
+    let message = message(choose_scoped(&devices, &auto(), address, Some("eth2")));
+    assert!(message.contains("address fe80::7 on the interface eth2"), "{message}");
     assert_eq!(told(choose(&devices, &auto(), address)), "ERR_RDMA_NO_MATCHING_DEVICE");
     assert_eq!(told(choose(&devices, &named("mlx5_1"), address)), "mlx5_1 1 0");
     // Other addresses are the same on every interface, and a rdmaAddress has no scope.

@@ -126,11 +126,13 @@ impl KeepAlive {
 /// What [`crate::connect`] is told.
 #[derive(Clone, Debug)]
 pub struct ConnectConfig {
-    /// Name or IP address of the server. All addresses of a name are tried, within the deadline.
+    /// Name or IP address of the server; a link-local one with its zone (`fe80::1%eth0`). All addresses of a name are tried,
+    /// within the deadline.
     pub host: String,
     /// TCP port, 1 to 65535.
     pub port: u16,
-    /// The local address of the TCP connection; by it the device is chosen.
+    /// The local address of the TCP connection; by it the device is chosen. A link-local one is on the interface of the
+    /// host's zone.
     pub local_address: Option<IpAddr>,
     /// Who we are and whom we trust.
     pub tls: TlsOptions,
@@ -149,7 +151,8 @@ impl ConnectConfig {
 /// What [`crate::Listener::bind`] is told.
 #[derive(Clone)]
 pub struct ListenConfig {
-    /// Name or IP address to listen on; `::` and `0.0.0.0` are every address.
+    /// Name or IP address to listen on, a link-local one with its zone (`fe80::1%eth0`); `::` and `0.0.0.0` are every
+    /// address.
     pub host: String,
     /// TCP port; 0 lets the system choose.
     pub port: u16,

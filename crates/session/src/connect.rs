@@ -1,6 +1,6 @@
 //! The client's way to a connection.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 
 use secure_rdma_rdma::{Error, ErrorCode, Phase, Result};
@@ -148,15 +148,34 @@ async fn open_one(config: &ConnectConfig, address: SocketAddr) -> Result<TcpStre
     let socket = socket.map_err(|cause| tcp_error("socket", &format!("no socket for {address}"), &cause))?;
     if let Some(own) = config.local_address {
         socket
-            .bind(SocketAddr::new(own, 0))
+            .bind(local(own, address))
             .map_err(|cause| tcp_error("bind", &format!("the local address {own} cannot be used"), &cause))?;
     }
-    let stream = socket
-        .connect(address)
-        .await
-        .map_err(|cause| tcp_error("connect", &format!("no connection to {address}"), &cause))?;
+    let stream = socket.connect(address).await.map_err(|cause| {
+        tcp_error("connect", &format!("no connection to {address}{}", zone(address)), &cause)
+    })?;
     stream.set_nodelay(true).map_err(|cause| tcp_error("setsockopt", "TCP_NODELAY", &cause))?;
     Ok(stream)
+}
+
+/// What to say of a link-local address without its zone.
+pub(crate) fn zone(address: SocketAddr) -> &'static str {
+    match address {
+        SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() && v6.scope_id() == 0 => {
+            " (a link-local address needs its zone, as in fe80::1%eth0)"
+        }
+        _ => "",
+    }
+}
+
+/// `own` with any port, towards `peer`. A link-local address is on the interface that the peer is reached by.
+fn local(own: IpAddr, peer: SocketAddr) -> SocketAddr {
+    match (own, peer) {
+        (IpAddr::V6(own), SocketAddr::V6(peer)) if own.is_unicast_link_local() => {
+            SocketAddrV6::new(own, 0, 0, peer.scope_id()).into()
+        }
+        _ => SocketAddr::new(own, 0),
+    }
 }
 
 pub(crate) fn both_ends(tcp: &TcpStream) -> Result<(SocketAddr, SocketAddr)> {

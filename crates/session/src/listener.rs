@@ -10,7 +10,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Mutex, mpsc, watch};
 
 use crate::accept::accept_loop;
-use crate::connect::tcp_error;
+use crate::connect::{tcp_error, zone};
 use crate::farewell::race;
 use crate::pending::Pending;
 use crate::tls::ServerTls;
@@ -180,7 +180,9 @@ async fn listen(config: &ListenConfig) -> Result<TcpListener> {
 
 fn listen_on(address: SocketAddr, backlog: u32) -> Result<TcpListener> {
     let failed = |syscall| {
-        move |cause: std::io::Error| tcp_error(syscall, &format!("listening on {address} failed"), &cause)
+        move |cause: std::io::Error| {
+            tcp_error(syscall, &format!("listening on {address} failed{}", zone(address)), &cause)
+        }
     };
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
     let socket = socket.map_err(failed("socket"))?;

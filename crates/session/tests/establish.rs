@@ -3,12 +3,14 @@
 
 mod common;
 
+use std::net::Ipv6Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::stub::Behaviour;
 use common::{World, eventually};
 use secure_rdma_rdma::{DeviceKind, PathMtu, QpState};
-use secure_rdma_session::Role;
+use secure_rdma_session::{Listener, Role, connect};
 
 #[tokio::test]
 async fn both_sides_come_up_in_order_and_agree() {
@@ -68,6 +70,29 @@ async fn both_sides_come_up_in_order_and_agree() {
     assert!(server.upper.record().lost.is_empty() && client.upper.record().lost.is_empty());
     drop((client, server));
     world.gone().await;
+}
+
+#[tokio::test]
+async fn an_address_may_have_a_zone() {
+    // Any address may, though only link-local ones need it, and loopback has none of those.
+    let mut world = World::new();
+    let identity = world.authority.issue("::1");
+    world.server_tls = identity.tls(&[&world.authority]);
+    let mut config = world.listen_config();
+    config.host = "::1%1".to_owned();
+    let listener = Listener::bind(config, Arc::clone(&world.server_host)).await.unwrap();
+    let mut config = world.connect_config(listener.local_addr().port());
+    config.host = "::1%1".to_owned();
+    // The certificate's name is the address alone.
+    config.tls.servername = None;
+    let client = connect(config, Arc::clone(&world.client_host)).await.unwrap();
+    assert_eq!(client.report.tls_peer.ip(), Ipv6Addr::LOCALHOST);
+    listener.accept().await.unwrap();
+    // Without a zone a link-local address is nobody's.
+    let mut config = world.listen_config();
+    config.host = "fe80::1".to_owned();
+    let error = Listener::bind(config, Arc::clone(&world.server_host)).await.err().unwrap();
+    assert!(error.message().contains("needs its zone, as in fe80::1%eth0"), "{error}");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use secure_rdma_rdma::{
 use crate::context::{DeviceList, Domain};
 use crate::core::{Core, Owner};
 use crate::library::{self, Loaded};
-use crate::{establish, listing, queue_pair, region, service, shared, sysfs};
+use crate::{establish, interfaces, listing, queue_pair, region, service, shared, sysfs};
 
 /// The open devices of the process, by name. Opening the same one twice at once gives one.
 static OPEN: Mutex<Option<HashMap<String, Weak<Owner>>>> = Mutex::new(None);
@@ -48,6 +48,10 @@ impl Devices for Verbs {
             }
         };
         Ok(Arc::new(VerbsDevice { owner }))
+    }
+
+    fn interface_name(&self, index: u32) -> Option<String> {
+        interfaces::name(index)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Devices that go and come back under a server.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 
 use secure_rdma_rdma::fake::Fabric;
@@ -34,6 +34,23 @@ fn a_device_that_comes_back_is_used_again() {
     let _second = fabric.device("fake0", ADDRESSES[0].into());
     let again = host.prepare(addresses()).unwrap();
     assert!(prepared.device.is_gone() && !again.device.is_gone());
+}
+
+#[test]
+fn a_link_local_address_is_looked_for_on_its_interface() {
+    // Two devices with the same hardware address, as of a NIC and its VLAN.
+    let (fabric, host) = server();
+    let _twins = ["fake0", "fake1"].map(|name| fabric.device(name, ADDRESSES[0].into()));
+    let gids: Vec<_> = fabric.list().unwrap().iter().map(|device| device.ports[0].gids[0].gid).collect();
+    assert!(gids[0].is_link_local() && gids[0] == gids[1]);
+    let address = Ipv6Addr::from(gids[0].bytes());
+    let prepare = |scope| {
+        let local = SocketAddr::V6(SocketAddrV6::new(address, 1, 0, scope));
+        host.prepare(TlsAddresses { local, ..addresses() }).map(|prepared| prepared.local.device)
+    };
+    assert_eq!((prepare(1).unwrap(), prepare(2).unwrap()), ("fake0".to_owned(), "fake1".to_owned()));
+    // Of two that fit equally none is guessed.
+    assert_eq!(prepare(0).err().unwrap().code(), ErrorCode::NoMatchingDevice);
 }
 
 #[test]

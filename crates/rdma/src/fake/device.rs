@@ -321,6 +321,13 @@ impl Devices for Host {
         }
         Ok(FakeDevice::hold(&self.handle, device, id))
     }
+
+    /// Interface 1 is that of the first device on the fabric, and so on.
+    fn interface_name(&self, index: u32) -> Option<String> {
+        let world = self.handle.lock();
+        let device = world.devices.get(usize::try_from(index).ok()?.checked_sub(1)?)?;
+        device.info.ports.first()?.gids.first()?.interface.clone()
+    }
 }
 
 impl fmt::Debug for Host {

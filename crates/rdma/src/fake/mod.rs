@@ -141,6 +141,10 @@ impl Devices for Fabric {
     fn open(&self, name: &str) -> Result<Arc<dyn Device>> {
         self.all().open(name)
     }
+
+    fn interface_name(&self, index: u32) -> Option<String> {
+        self.all().interface_name(index)
+    }
 }
 
 impl Fabric {

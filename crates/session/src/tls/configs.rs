@@ -1,6 +1,7 @@
 //! rustls's configurations: TLS 1.3 alone, nothing resumed, nothing early.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use rustls::client::Resumption;
@@ -29,7 +30,7 @@ impl ClientTls {
     /// For a connection to `host`.
     pub(crate) fn new(options: &TlsOptions, host: &str) -> Result<Self> {
         let provider = provider();
-        let name = options.servername.as_deref().unwrap_or(host);
+        let name = options.servername.as_deref().unwrap_or(without_zone(host));
         let name = ServerName::try_from(name.to_owned()).map_err(|_| {
             config_error(format!("{name:?} is no name that a certificate can have: give `servername`"))
         })?;
@@ -106,6 +107,14 @@ impl ServerTls {
             config.key_log = Arc::clone(log);
         }
         Ok((Arc::new(config), witness))
+    }
+}
+
+/// An IPv6 address without its zone (`fe80::1%eth0`), which is this host's affair and in no certificate.
+fn without_zone(host: &str) -> &str {
+    match host.split_once('%') {
+        Some((address, _)) if address.parse::<Ipv6Addr>().is_ok() => address,
+        _ => host,
     }
 }
 
