@@ -92,6 +92,8 @@ pub(crate) struct After {
     wakers: Vec<Waker>,
     observer: Option<Observer>,
     pub(crate) control: Option<(Arc<Control>, ControlCall)>,
+    /// The queue pair has begun to flush: somebody must see to it that this ends.
+    pub(crate) flushing: Option<(Arc<Control>, Weak<Channel>)>,
     /// Dropped without the lock: the end of a queue pair or of the channel must not happen inside itself.
     pub(crate) queue_pairs: Vec<Arc<dyn QueuePair>>,
     pub(crate) reservations: Vec<Arc<Reservation>>,
@@ -100,9 +102,12 @@ pub(crate) struct After {
 
 impl After {
     fn finish(self) {
-        let Self { slots, wakers, observer, control, queue_pairs, reservations, channels } = self;
+        let Self { slots, wakers, observer, control, flushing, queue_pairs, reservations, channels } = self;
         if let Some(reservation) = reservations.first() {
             reservation.resources().send.give(slots);
+        }
+        if let Some((control, channel)) = flushing {
+            control.each_tick(move || channel.upgrade().is_some_and(|channel| channel.flush_tick()));
         }
         if let Some((control, call)) = control {
             match call {

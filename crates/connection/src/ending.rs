@@ -1,11 +1,12 @@
 //! How a connection ends: in order, by this side's will, or because something failed.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use secure_rdma_rdma::{Error, ErrorCode, QpAttr, QpState};
 
 use crate::channel::{After, Channel, ControlCall, Life, State};
 use crate::connection::{CloseReason, Closed};
+use crate::watch::FLUSH;
 
 impl Channel {
     pub(crate) fn close(&self) {
@@ -128,10 +129,10 @@ impl Channel {
         }
         state.life = Life::Over(Closed { reason, error, delivered: state.transmit.is_delivered() });
         state.transmit.clear();
+        self.drain(state, after);
         if let Some(control) = state.control.take() {
             after.control = Some((control, call));
         }
-        self.drain(state, after);
         self.news(state, after);
     }
 
@@ -147,9 +148,36 @@ impl Channel {
             && state.transmit.mark_drain(queue_pair.as_ref()).is_ok();
         if marked {
             state.drains = self.myself.upgrade();
+            after.flushing = state.control.clone().map(|control| (control, Weak::clone(&self.myself)));
         } else {
             Self::release(state, after);
         }
+    }
+
+    /// A tick of a queue pair that flushes; whether there is to be another. What a device has not given back in time it
+    /// never will: nobody waits for it any longer, and the queue pair is destroyed.
+    pub(crate) fn flush_tick(&self) -> bool {
+        self.with(|state, after| {
+            if state.drains.is_none() {
+                return false;
+            }
+            if !state.watch.flush_is_overdue() {
+                return true;
+            }
+            if matches!(state.life, Life::PeerClosing { .. }) {
+                let error = Error::new(
+                    ErrorCode::DeviceLost,
+                    format!(
+                        "the peer closed the connection, and within {FLUSH:?} the RDMA device has not given back what was \
+                         posted: what arrived last may be missing. If it happens again, reset the device or update its \
+                         driver"
+                    ),
+                );
+                self.fail(state, after, error);
+            }
+            Self::release(state, after);
+            false
+        })
     }
 
     fn last_message_missing(&self, state: &mut State, after: &mut After) {

@@ -10,6 +10,9 @@ use crate::options::ConnectionOptions;
 /// Between two ticks.
 pub(crate) const TICK: Duration = Duration::from_millis(250);
 
+/// How long a device may take to give back what was posted to a queue pair in ERR. It needs milliseconds.
+pub(crate) const FLUSH: Duration = Duration::from_secs(5);
+
 /// What a tick calls for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -31,6 +34,7 @@ pub(crate) struct Watch {
     seen: u64,
     still: u32,
     closing: Option<u32>,
+    flushing: u32,
     port_up: bool,
 }
 
@@ -48,6 +52,7 @@ impl Watch {
             seen: 0,
             still: 0,
             closing: None,
+            flushing: 0,
             port_up: true,
         }
     }
@@ -67,6 +72,12 @@ impl Watch {
 
     pub(crate) fn closing_begins(&mut self) {
         self.closing = Some(0);
+    }
+
+    /// Judges one tick of a queue pair that flushes.
+    pub(crate) fn flush_is_overdue(&mut self) -> bool {
+        self.flushing = self.flushing.saturating_add(1);
+        self.flushing >= ticks(FLUSH)
     }
 
     /// Judges one tick. `in_flight` are posted work requests.

@@ -19,7 +19,7 @@ use crate::frame::Frame;
 use crate::keep_alive::{Pulse, Verdict};
 
 /// How often the upper layer is ticked, and the pulse asked at least: well within a second.
-const TICK: Duration = Duration::from_millis(250);
+pub(crate) const TICK: Duration = Duration::from_millis(250);
 
 /// Keeps one control channel until it ends.
 pub(crate) struct ChannelTask<U, S> {

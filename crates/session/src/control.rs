@@ -6,10 +6,11 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use secure_rdma_rdma::{Error, ErrorCode, Result};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::UpperLayer;
-use crate::channel_task::ChannelTask;
+use crate::channel_task::{ChannelTask, TICK};
 use crate::farewell::TlsChannel;
 use crate::keep_alive::Pulse;
 
@@ -62,6 +63,7 @@ pub(crate) type End = Option<Result<()>>;
 pub struct Control {
     orders: Arc<Orders>,
     end: watch::Receiver<End>,
+    runtime: Handle,
 }
 
 impl std::fmt::Debug for Control {
@@ -86,7 +88,7 @@ impl Control {
             let end = task.run().await;
             told.send_replace(Some(end));
         });
-        Self { orders, end }
+        Self { orders, end, runtime: Handle::current() }
     }
 
     /// Closes in order: tells the peer (CLOSE, then TLS close_notify) and waits until it has closed too, at most
@@ -122,6 +124,20 @@ impl Control {
         let end = end.wait_for(Option::is_some).await;
         // The task vanishes without a word only with its runtime.
         end.ok().and_then(|end| end.clone()).unwrap_or_else(|| Err(destroyed()))
+    }
+
+    /// Calls `work` four times a second until it gives `false`, on the runtime that keeps the channel: also when the
+    /// channel has ended, and with it [`UpperLayer::tick`]. It must not block.
+    pub fn each_tick(&self, mut work: impl FnMut() -> bool + Send + 'static) {
+        self.runtime.spawn(async move {
+            // Each a whole tick behind the last: a process that was stopped is not called for what it missed.
+            loop {
+                tokio::time::sleep(TICK).await;
+                if !work() {
+                    return;
+                }
+            }
+        });
     }
 
     /// Whether the channel has ended.

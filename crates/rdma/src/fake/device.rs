@@ -35,7 +35,8 @@ impl FakeDevice {
         let keys = Arc::new(Keys::default());
         let (opened, faults) = (Weak::new(), Vec::new());
         let gone_notices = Vec::new();
-        world.devices.push(DeviceState { info, keys, opened, gone: false, gone_notices, cut: false, faults });
+        let (gone, cut, stalled) = (false, false, false);
+        world.devices.push(DeviceState { info, keys, opened, gone, gone_notices, cut, stalled, faults });
         Self::hold(handle, &mut world.devices[id], id)
     }
 
@@ -88,6 +89,12 @@ impl FakeDevice {
     /// Loses every packet from and to this device while `on`; nobody is told.
     pub fn blackhole(&self, on: bool) {
         self.handle.lock().devices[self.id].cut = on;
+    }
+
+    /// Gives no completion any more, not even a flush, as a device whose firmware hangs; nobody is told. Messages still
+    /// arrive and are acknowledged.
+    pub fn stall(&self) {
+        self.handle.lock().devices[self.id].stalled = true;
     }
 
     /// Lets an event happen to the device, with what it entails, and tells every queue pair on it.

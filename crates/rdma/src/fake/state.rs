@@ -143,6 +143,9 @@ impl World {
     /// Adds a completion. A completion queue has `max_send + max_receive` places; only receives of a shared queue
     /// can exceed them.
     pub(super) fn complete(&mut self, key: QpKey, completion: Completion) {
+        if self.devices[key.device].stalled {
+            return;
+        }
         let Some(state) = self.queue_pairs.get_mut(&key) else { return };
         if state.completions.len() >= state.max_send + state.max_receive {
             let first = state.state != QpState::Err;

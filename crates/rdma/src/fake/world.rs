@@ -45,6 +45,8 @@ pub(super) struct DeviceState {
     pub(super) gone_notices: Vec<GoneNotice>,
     /// Cut off without any event.
     pub(super) cut: bool,
+    /// Gives no completion any more.
+    pub(super) stalled: bool,
     pub(super) faults: Vec<(Call, Error)>,
 }
 

@@ -1,0 +1,93 @@
+//! Whole connections, over TLS, on a device that gives no completion any more: nothing waits for it for ever.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rcgen::{CertificateParams, Issuer, KeyPair};
+use secure_rdma_connection::{
+    CloseReason, Connection, ConnectionOptions, DeviceOptions, Registry, Server, connect,
+};
+use secure_rdma_rdma::ErrorCode;
+use secure_rdma_rdma::fake::{Fabric, FakeDevice};
+use secure_rdma_session::{ConnectConfig, ListenConfig, TlsOptions};
+
+/// Two connected ends, each on a device of its own.
+struct Ends {
+    fabric: Fabric,
+    devices: [Arc<FakeDevice>; 2],
+    connections: [Connection; 2],
+    _server: Server,
+}
+
+/// The certificates of both ends: one authority, one name.
+fn tls() -> TlsOptions {
+    let (ca_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let mut ca = CertificateParams::new(vec![]).unwrap();
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
+    let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let cert = params.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap();
+    TlsOptions {
+        ca: vec![ca_pem.into_bytes()],
+        cert: vec![cert.pem().into_bytes()],
+        key: Some(key.serialize_pem().into_bytes()),
+        ..TlsOptions::default()
+    }
+}
+
+async fn connected() -> Ends {
+    let fabric = Fabric::new();
+    let devices =
+        [("fake0", 1), ("fake1", 2)].map(|(name, host)| fabric.device(name, [127, 0, 0, host].into()));
+    let registries = [0, 1].map(|i| Registry::new(vec![Arc::new(fabric.host([&devices[i]]))]));
+    let tls = tls();
+    let listen = ListenConfig::new("127.0.0.1", 0, tls.clone());
+    let (device, options) = (DeviceOptions::default, ConnectionOptions::default);
+    let server = Server::listen(&registries[0], listen, device(), options()).await.unwrap();
+    let mut config = ConnectConfig::new("127.0.0.1", server.local_addr().port(), tls);
+    config.local_address = Some([127, 0, 0, 2].into());
+    let client = connect(&registries[1], config, device(), options()).await.unwrap();
+    let accepted = server.accept().await.unwrap();
+    Ends { fabric, devices, connections: [accepted, client], _server: server }
+}
+
+/// Waits until there are so many queue pairs, for as long as a test may take.
+async fn queue_pairs(fabric: &Fabric, count: usize) {
+    for _ in 0..4000 {
+        if fabric.counters().queue_pairs == count {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("there are {:?}", fabric.counters());
+}
+
+#[tokio::test]
+async fn a_close_of_the_peer_ends_although_the_device_flushes_nothing() {
+    let Ends { fabric, devices, connections: [accepted, client], _server } = connected().await;
+    devices[0].stall();
+    client.close();
+    let ended = client.wait_closed().await;
+    assert_eq!((ended.reason, ended.error.map(|error| error.code())), (CloseReason::Closed, None));
+    // The peer's END is in no completion queue, and never will be.
+    let ended = tokio::time::timeout(Duration::from_secs(30), accepted.wait_closed()).await.unwrap();
+    assert_eq!(ended.reason, CloseReason::Error);
+    let error = ended.error.unwrap();
+    assert_eq!(error.code(), ErrorCode::DeviceLost);
+    assert!(error.message().contains("has not given back what was posted"), "{error}");
+    queue_pairs(&fabric, 0).await;
+}
+
+#[tokio::test]
+async fn a_destroyed_connection_lets_go_of_a_device_that_flushes_nothing() {
+    let Ends { fabric, devices, connections: [accepted, client], _server } = connected().await;
+    devices[1].stall();
+    client.send(&[7; 10_000]).unwrap();
+    client.destroy(None);
+    assert_eq!(client.wait_closed().await.reason, CloseReason::Destroyed);
+    // The peer's goes at once, as always; this one when its time is over.
+    queue_pairs(&fabric, 1).await;
+    queue_pairs(&fabric, 0).await;
+    drop((accepted, client));
+}
