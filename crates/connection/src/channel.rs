@@ -253,8 +253,9 @@ impl Channel {
 
     pub(crate) fn prove_path(&self) -> Result<()> {
         self.with(|state, _| {
-            let Some((queue_pair, reservation)) = state.queue_pair.clone().zip(state.reservation.clone())
-            else {
+            let open = !matches!(state.life, Life::Over(_));
+            let parts = state.queue_pair.clone().zip(state.reservation.clone());
+            let Some((queue_pair, reservation)) = parts.filter(|_| open) else {
                 return Err(over(&state.life));
             };
             let pattern = &reservation.resources().proof;

@@ -1,10 +1,12 @@
 //! The three transitions of a queue pair, as types: what is missing or too early does not compile.
 
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use secure_rdma_rdma::{
-    Access, DeviceKind, LocalAddress, PathMtu, Phase, Psn, QpAttr, QpState, Qpn, QueuePair, Result, Route,
+    Access, DeviceKind, Error, LocalAddress, PathMtu, Phase, Psn, QpAttr, QpState, Qpn, QueuePair, Result,
+    Route,
 };
 
 use crate::config::invalid;
@@ -230,9 +232,34 @@ impl<U: UpperLayer> Bringup<U, Rtr> {
         };
         self.state.route.rts(&mut attr).map_err(|error| error.in_phase(Phase::Rts))?;
         attr.sq_psn = Some(own_psn);
-        let rts = self.advance(QpState::Rtr, &attr, Phase::Rts, |Rtr { route }| Rts { route })?;
+        let upper = Arc::clone(&self.upper);
+        let rts = self
+            .advance(QpState::Rtr, &attr, Phase::Rts, |Rtr { route }| Rts { route })
+            // A queue pair that the upper layer has moved to ERR cannot be moved to RTS: it knows why.
+            .map_err(|error| given_up(upper.as_ref()).unwrap_or(error).in_phase(Phase::Rts))?;
         rts.state.route.established().map_err(|error| error.in_phase(Phase::Rts))?;
         Ok(rts)
+    }
+}
+
+impl<U: UpperLayer> Bringup<U, Rtr> {
+    /// Ready when the upper layer has given up: on what it has received, or because of the device.
+    pub(crate) fn poll_given_up(&self, cx: &mut Context<'_>) -> Poll<Error> {
+        poll_given_up(self.upper.as_ref(), cx)
+    }
+}
+
+fn poll_given_up<U: UpperLayer>(upper: &U, cx: &mut Context<'_>) -> Poll<Error> {
+    match upper.poll_path_proven(cx) {
+        Poll::Ready(Err(error)) => Poll::Ready(error),
+        _ => Poll::Pending,
+    }
+}
+
+fn given_up<U: UpperLayer>(upper: &U) -> Option<Error> {
+    match poll_given_up(upper, &mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(error) => Some(error),
+        Poll::Pending => None,
     }
 }
 

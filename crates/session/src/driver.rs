@@ -236,6 +236,11 @@ impl<H: Host + ?Sized> Negotiation<'_, H> {
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
                 Poll::Pending => (Way::ToRtr(moving), None),
             },
+            // The peer may be in RTS before us, and send.
+            Way::Rtr(bringup) => match bringup.poll_given_up(cx) {
+                Poll::Ready(error) => return Poll::Ready(Err(error.into())),
+                Poll::Pending => (Way::Rtr(bringup), None),
+            },
             Way::ToRts(mut moving) => match Pin::new(&mut moving).poll(cx) {
                 Poll::Ready(Ok(bringup)) => {
                     self.watch.lap("RTR→RTS");
@@ -324,6 +329,7 @@ fn for_the_peer(error: &Error) -> (ErrorCode, String) {
         | ErrorCode::Version
         | ErrorCode::Offer
         | ErrorCode::Path
+        | ErrorCode::PeerViolation
         | ErrorCode::HandshakeTimeout => error.message().to_owned(),
         ErrorCode::Unauthorized => "authorize refused this peer".to_owned(),
         ErrorCode::Unreachable => "it found no RDMA path to this peer's address".to_owned(),

@@ -46,6 +46,9 @@ pub trait UpperLayer: Send + Sync + 'static {
     fn prove_path(&self) -> Result<()>;
 
     /// Ready when the own message was acknowledged *and* the peer's has arrived, or with the error that ended either.
+    ///
+    /// Called from RTR on, where there is no own message yet but the peer's requests are answered: an error that is known
+    /// then, of what the peer has sent or of the device, ends the bring-up.
     fn poll_path_proven(&self, cx: &mut Context<'_>) -> Poll<Result<()>>;
 
     /// Called four times a second from the moment the connection is up: for probes on an idle queue pair.

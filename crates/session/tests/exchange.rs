@@ -10,8 +10,10 @@ use common::raw::{RawClient, client_config};
 use common::stub::{Path, StubHost};
 use common::{World, eventually};
 use rustls::pki_types::ServerName;
-use secure_rdma_rdma::{Error, ErrorCode, PathMtu, Phase, QpState};
-use secure_rdma_session::{Frame, Listener, Offer, Terms};
+use secure_rdma_rdma::{Error, ErrorCode, PathContext, PathMtu, Phase, Psn, QpAttr, QpState, Qpn};
+use secure_rdma_session::{
+    Bringup, Frame, Host, Listener, Offer, PeerStart, Prepared, QueuePairOptions, Terms, TlsAddresses,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
@@ -338,6 +340,49 @@ async fn a_path_that_fails_is_named_on_both_sides() {
         }
         world.gone().await;
     }
+}
+
+#[tokio::test]
+async fn a_violation_in_rtr_ends_the_bring_up_at_once_and_by_its_own_name() {
+    let world = World::new();
+    let (listener, failures) = listen(&world).await;
+    world.server_host.set(|b| b.violated_in_rtr = true);
+    let mut client = RawClient::new(&world, listener.local_addr().port()).await;
+    client.send_offer(client.offer()).await;
+    // It never says READY: without looking at what came, the server would wait for it until the deadline.
+    let (code, message) = client.error().await;
+    assert_eq!(
+        (code.as_str(), message.as_str()),
+        ("ERR_RDMA_PEER_VIOLATION", "it sent what it had no credit for")
+    );
+    let error = failure(&failures).await;
+    assert_eq!((error.code(), error.phase()), (ErrorCode::PeerViolation, Some(Phase::Rtr)), "{error}");
+    drop(client);
+    world.gone().await;
+}
+
+#[tokio::test]
+async fn a_queue_pair_that_a_violation_has_moved_to_err_says_so_instead_of_its_transition() {
+    let host = StubHost::with(|b| b.violated_in_rtr = true);
+    let address = "127.0.0.1:1".parse().unwrap();
+    let prepared = host.prepare(TlsAddresses { local: address, peer: address }).unwrap();
+    let Prepared { device, local, addressing, queue_pair, upper } = prepared;
+    let establish = device.establish(&local, addressing).unwrap();
+    let context =
+        PathContext { tls_local: address.ip(), tls_peer: address.ip(), allowed_peer_addresses: vec![] };
+    let route = establish.resolve(&local.gid.bytes(), &context).unwrap();
+    let init = Bringup::init(Arc::clone(&queue_pair), upper, &local, QueuePairOptions::default()).unwrap();
+    let peer = PeerStart {
+        qpn: Qpn::new(0x4711).unwrap(),
+        psn: Psn::new(1).unwrap(),
+        path_mtu: PathMtu::Bytes1024,
+        responder_resources: 1,
+        terms: Terms { max_message_size: 1, segment_size: 4096, credits: 4 },
+    };
+    let rtr = init.rtr(route, &peer).unwrap();
+    queue_pair.modify(&QpAttr::to(QpState::Err)).unwrap();
+    let error = rtr.rts(Psn::new(2).unwrap(), 1).err().unwrap();
+    assert_eq!((error.code(), error.phase()), (ErrorCode::PeerViolation, Some(Phase::Rts)), "{error}");
 }
 
 #[tokio::test]

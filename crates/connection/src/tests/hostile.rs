@@ -1,5 +1,6 @@
 //! A peer that is authenticated and does what it likes with its queue pair.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 
 use secure_rdma_rdma::fake::{self, FakeDevice};
@@ -9,7 +10,7 @@ use secure_rdma_rdma::{
 };
 use secure_rdma_session::{Terms, UpperLayer};
 
-use super::{End, World, until};
+use super::{End, World, until, wait};
 use crate::channel::Life;
 use crate::framing::{Header, Kind};
 use crate::options::ConnectionOptions;
@@ -64,8 +65,15 @@ impl Hostile {
 /// What a hostile peer does after its proof of path.
 type Attack<'a> = &'a dyn Fn(&Hostile);
 
-/// An honest end whose peer has proven its path and may now do its worst.
+/// An honest end whose connection is up and whose peer may do its worst.
 fn victim(world: &World) -> (End, Hostile) {
+    let (end, hostile) = proving(world);
+    end.channel.open(None, "to a hostile peer".to_owned());
+    (end, hostile)
+}
+
+/// An honest end whose peer can send and whose own path is not proven.
+fn proving(world: &World) -> (End, Hostile) {
     let options = ConnectionOptions { max_message_size: 50_000, ..Default::default() };
     let prepared = world.prepare(0, &options).unwrap();
     let hostile = Hostile::new(&world.devices[1]);
@@ -77,7 +85,6 @@ fn victim(world: &World) -> (End, Hostile) {
     let terms = Terms { max_message_size: 50_000, segment_size: 4096, credits: 16 };
     prepared.upper.adopt(&terms, PathMtu::Bytes1024).unwrap();
     world.connect(&[Arc::clone(&prepared.queue_pair), Arc::clone(&hostile.queue_pair)]);
-    prepared.upper.0.open(None, "to a hostile peer".to_owned());
     let end = End { channel: Arc::clone(&prepared.upper.0), upper: prepared.upper };
     (end, hostile)
 }
@@ -178,6 +185,20 @@ fn a_message_before_the_proof_of_path_is_refused() {
     let (end, hostile) = victim(&world);
     hostile.segment(Kind::Only, 0, b"x");
     end.until("the end", |end| matches!(end.lock().life, Life::Over(_)));
+}
+
+#[test]
+fn what_a_peer_breaks_before_our_own_proof_is_what_the_bring_up_is_told() {
+    let world = World::new();
+    let (end, hostile) = proving(&world);
+    hostile.segment(Kind::Only, 0, b"x");
+    let error = wait(poll_fn(|cx| end.upper.poll_path_proven(cx))).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::PeerViolation, "{error}");
+    assert_eq!(
+        end.upper.prove_path().unwrap_err().code(),
+        ErrorCode::PeerViolation,
+        "it sends nothing any more"
+    );
 }
 
 #[test]

@@ -31,6 +31,8 @@ pub struct Behaviour {
     pub resolve_fails: Option<ErrorCode>,
     pub prepare_fails: Option<ErrorCode>,
     pub tick_fails: bool,
+    /// What the peer sends to the queue pair in RTR breaks a rule.
+    pub violated_in_rtr: bool,
     pub kind: DeviceKind,
     pub path_mtu: PathMtu,
     pub route_mtu: Option<PathMtu>,
@@ -47,6 +49,7 @@ impl Default for Behaviour {
             resolve_fails: None,
             prepare_fails: None,
             tick_fails: false,
+            violated_in_rtr: false,
             kind: DeviceKind::Fake,
             path_mtu: PathMtu::Bytes4096,
             route_mtu: None,
@@ -342,6 +345,19 @@ impl UpperLayer for StubUpper {
     }
 
     fn poll_path_proven(&self, _: &mut Context<'_>) -> Poll<Result<()>> {
+        if self.behaviour.violated_in_rtr {
+            // As the upper layer in earnest does it.
+            if let Some(queue_pair) = self.queue_pair.lock().unwrap().as_ref() {
+                queue_pair.modify(&QpAttr::to(QpState::Err)).unwrap();
+            }
+            return Poll::Ready(Err(Error::new(
+                ErrorCode::PeerViolation,
+                "it sent what it had no credit for",
+            )));
+        }
+        if self.record().proved_in.is_none() {
+            return Poll::Pending;
+        }
         match self.behaviour.path {
             Path::Works => Poll::Ready(Ok(())),
             Path::Hangs => Poll::Pending,
