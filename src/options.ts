@@ -191,7 +191,10 @@ export interface ListenOptions extends CommonOptions {
    * seconds later once the client's certificate has been verified, for one key in half of the places at the most.
    */
   maxPendingHandshakes?: number | undefined
-  /** Connections that are up and not accepted yet, 1 to 65536. Default 1024. */
+  /**
+   * Connections that are up and not accepted yet, 1 to 65536. Default 1024. When so many wait, newcomers are refused;
+   * handshakes that had got past `authorize` by then come up all the same.
+   */
   maxUnaccepted?: number | undefined
   /** Closes the server when it is aborted. */
   signal?: AbortSignal | undefined

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use secure_rdma_rdma::{Error, ErrorCode, Phase, Result};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc::{OwnedPermit, Sender};
+use tokio::sync::mpsc::Sender;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::{LazyConfigAcceptor, TlsStream};
@@ -15,7 +15,7 @@ use crate::channel::Channel;
 use crate::connect::both_ends;
 use crate::driver::{Negotiation, timed_out};
 use crate::farewell::{Failed, Remains, race};
-use crate::listener::{Counters, Shared, reserve};
+use crate::listener::{Counters, Shared, has_room};
 use crate::pending::{Full, Ticket};
 use crate::report::Stopwatch;
 use crate::tls::{Secured, Suspect};
@@ -89,12 +89,12 @@ async fn serve<H: Host + ?Sized>(
     ready: Sender<Established<H::Upper>>,
     _alive: Alive,
 ) {
-    let handshake = handshake(&shared, &ticket, tcp, address, ready);
+    let handshake = handshake(&shared, &ticket, tcp, address, &ready);
     let failed = match race(handshake, ticket.evicted()).await {
-        Ok(Ok((established, permit))) => {
+        Ok(Ok(established)) => {
             Counters::count(&shared.counters.established);
             // Behind a close it would wait where nobody looks any more.
-            shared.pending.unless_closed(move || drop(permit.send(established)));
+            shared.pending.unless_closed(move || drop(ready.try_send(established)));
             return;
         }
         Ok(Err(failed)) => failed,
@@ -131,8 +131,8 @@ async fn handshake<H: Host + ?Sized>(
     ticket: &Ticket,
     tcp: TcpStream,
     address: SocketAddr,
-    ready: Sender<Established<H::Upper>>,
-) -> Result<(Established<H::Upper>, OwnedPermit<Established<H::Upper>>), Failed> {
+    ready: &Sender<Established<H::Upper>>,
+) -> Result<Established<H::Upper>, Failed> {
     let options = &shared.config.options;
     let deadline = Instant::now() + options.handshake_timeout;
     let mut watch = Stopwatch::new();
@@ -184,5 +184,5 @@ async fn handshake<H: Host + ?Sized>(
         watch,
         path: None,
     };
-    negotiation.run(deadline, || reserve(ready)).await
+    negotiation.run(deadline, || has_room(ready, shared.config.max_unaccepted)).await
 }

@@ -161,7 +161,9 @@ pub struct ListenConfig {
     /// Handshakes at once, 1 to 65536. Default 256. When full, the one that has stalled longest gives way. A stall counts
     /// 2 s later once the client's certificate has been verified, for one key in half of the places at the most.
     pub max_pending_handshakes: usize,
-    /// Connections that are up but not yet accepted, 1 to 65536. Default 1024. When full, newcomers are refused.
+    /// Connections that are up but not yet accepted, 1 to 65536. Default 1024. When so many wait, newcomers are refused;
+    /// handshakes that had got past `authorize` by then come up all the same, so that a burst may exceed it by
+    /// `max_pending_handshakes`.
     pub max_unaccepted: usize,
     /// Who we are and whom we trust.
     pub tls: TlsOptions,

@@ -111,8 +111,7 @@ async fn attempt<H: Host + ?Sized>(
         watch,
         path: None,
     };
-    let (established, ()) = negotiation.run(deadline, || Ok(())).await?;
-    Ok(established)
+    negotiation.run(deadline, || Ok(())).await
 }
 
 /// Tries every address of the host; each gets an equal share of the time that is left.

@@ -68,14 +68,14 @@ pub(crate) struct Negotiation<'a, H: ?Sized> {
 
 impl<H: Host + ?Sized> Negotiation<'_, H> {
     /// Everything from `authorize` to the proof of path. `admit` is asked before a device is touched.
-    pub(crate) async fn run<T>(
+    pub(crate) async fn run(
         mut self,
         deadline: Instant,
-        admit: impl FnOnce() -> Result<T>,
-    ) -> Result<(Established<H::Upper>, T), Failed> {
+        admit: impl FnOnce() -> Result<()>,
+    ) -> Result<Established<H::Upper>, Failed> {
         let outcome = tokio::time::timeout_at(deadline, self.negotiate(admit)).await;
         let failure = match outcome {
-            Ok(Ok((report, bringup, admitted))) => {
+            Ok(Ok((report, bringup))) => {
                 let peer = Arc::new(self.secured.peer);
                 let (upper, _route, _transitions) = bringup.finish();
                 let pulse = Pulse::new(
@@ -86,7 +86,7 @@ impl<H: Host + ?Sized> Negotiation<'_, H> {
                 let close_timeout = self.options.close_timeout;
                 let control =
                     Control::start(self.channel, Arc::clone(&upper), peer.address, pulse, close_timeout);
-                return Ok((Established { upper, control, peer, report }, admitted));
+                return Ok(Established { upper, control, peer, report });
             }
             Ok(Err(failure)) => failure,
             Err(_) => Failure::Ours(self.timed_out()),
@@ -133,15 +133,15 @@ impl<H: Host + ?Sized> Negotiation<'_, H> {
         )
     }
 
-    async fn negotiate<T>(
+    async fn negotiate(
         &mut self,
-        admit: impl FnOnce() -> Result<T>,
-    ) -> Result<(Report, Bringup<H::Upper, Rts>, T), Failure> {
+        admit: impl FnOnce() -> Result<()>,
+    ) -> Result<(Report, Bringup<H::Upper, Rts>), Failure> {
         self.progress.enter(Phase::Authorize);
         self.authorize().await?;
         self.watch.lap("authorize");
         self.progress.enter(Phase::Device);
-        let admitted = admit()?;
+        admit()?;
         let addresses = TlsAddresses { local: self.secured.peer.local, peer: self.secured.peer.address };
         let made =
             make(Arc::clone(&self.host), addresses, self.secured.own_binding, self.options.clone()).await?;
@@ -186,7 +186,7 @@ impl<H: Host + ?Sized> Negotiation<'_, H> {
                         let agreed = agreed.as_ref().ok_or_else(out_of_step)?;
                         let mut report = self.report(local, own_qpn, own_psn, agreed)?;
                         report.take_transitions(bringup.transitions());
-                        return Ok((report, bringup, admitted));
+                        return Ok((report, bringup));
                     }
                     _ => return Err(out_of_step().into()),
                 }

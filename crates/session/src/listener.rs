@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use secure_rdma_rdma::{Error, ErrorCode, Result};
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Mutex, mpsc, watch};
 
 use crate::accept::accept_loop;
@@ -77,7 +76,8 @@ impl<H: Host + ?Sized> Listener<H> {
         let listener = listen(&config).await?;
         let address =
             listener.local_addr().map_err(|cause| tcp_error("getsockname", "the listener broke", &cause))?;
-        let (sender, ready) = mpsc::channel(config.max_unaccepted);
+        // Every handshake that is let in while there is room has a place at its end.
+        let (sender, ready) = mpsc::channel(config.max_unaccepted + config.max_pending_handshakes);
         let shared = Arc::new(Shared {
             pending: Arc::new(Pending::new(config.max_pending_handshakes)),
             config,
@@ -192,13 +192,20 @@ fn listen_on(address: SocketAddr, backlog: u32) -> Result<TcpListener> {
     socket.listen(backlog).map_err(failed("listen"))
 }
 
-/// Takes a place among the connections that are up but not accepted.
-pub(crate) fn reserve<T>(sender: mpsc::Sender<T>) -> Result<mpsc::OwnedPermit<T>> {
-    sender.try_reserve_owned().map_err(|cause| match cause {
-        TrySendError::Full(_) => Error::new(
-            ErrorCode::Resource,
-            "too many connections wait to be accepted: call accept more often, or raise maxUnaccepted",
+/// Whether fewer than `most` connections are up and not accepted. Those that come up at this moment do not count: where
+/// someone accepts, they never wait.
+pub(crate) fn has_room<T>(ready: &mpsc::Sender<T>, most: usize) -> Result<()> {
+    if ready.is_closed() {
+        return Err(Error::new(ErrorCode::ServerClosed, "the server is closed"));
+    }
+    let waiting = ready.max_capacity() - ready.capacity();
+    if waiting < most {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorCode::Resource,
+        format!(
+            "{waiting} connections wait to be accepted: call accept() more often, or raise maxUnaccepted, which is {most}"
         ),
-        TrySendError::Closed(_) => Error::new(ErrorCode::ServerClosed, "the server is closed"),
-    })
+    ))
 }

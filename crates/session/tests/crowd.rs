@@ -184,6 +184,33 @@ async fn connections_that_nobody_accepts_are_bounded_and_destroyed_at_the_end() 
 }
 
 #[tokio::test]
+async fn handshakes_under_way_are_no_connections_that_wait_to_be_accepted() {
+    let world = Arc::new(World::new());
+    let mut config = world.listen_config();
+    config.max_unaccepted = 1;
+    let listener = Listener::bind(config, Arc::clone(&world.server_host)).await.unwrap();
+    let port = listener.local_addr().port();
+    // Each is far beyond `authorize` when the next one comes, and all come up at the same time.
+    world.server_host.set(|b| b.prepare_takes = Duration::from_millis(300));
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            let world = Arc::clone(&world);
+            tokio::spawn(async move { world.connect(port).await.unwrap() })
+        })
+        .collect();
+    for client in clients {
+        client.await.unwrap();
+    }
+    // Now they do wait, and the next one is refused until there is room.
+    let error = world.connect(port).await.unwrap_err();
+    assert!(error.message().contains("no room"), "{error}");
+    for _ in 0..8 {
+        listener.accept().await.unwrap();
+    }
+    world.connect(port).await.unwrap();
+}
+
+#[tokio::test]
 async fn dropping_accept_loses_no_connection() {
     let world = World::new();
     let listener = world.listen().await;
