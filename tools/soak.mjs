@@ -6,7 +6,7 @@
 
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
-import { OTHER_MAJORS, fetchNode } from './node-versions.mjs'
+import { NODES, OTHER_MAJORS, fetchNode } from './node-versions.mjs'
 import { mainOf, run } from './process.mjs'
 import { ROOT, setUp } from './set-up.mjs'
 import { buildEnvironment } from './system-packages.mjs'
@@ -18,7 +18,11 @@ const { values } = parseArgs({
 await mainOf('soak', async () => {
   await setUp(['addon', 'typescript', 'tests'], ['build', 'guest'])
   for (const major of OTHER_MAJORS) await fetchNode(major)
-  const environment = ['SECURE_RDMA_TEST_DEVICE=rxe', `SECURE_RDMA_TEARDOWN_ROUNDS=${values.rounds}`]
+  const environment = [
+    'SECURE_RDMA_TEST_DEVICE=rxe',
+    `SECURE_RDMA_NODES=${NODES}`,
+    `SECURE_RDMA_TEARDOWN_ROUNDS=${values.rounds}`,
+  ]
   const options = ['--timeout', values.timeout, '--memory', '4096', ...environment.flatMap((entry) => ['--env', entry])]
   const ava = [process.execPath, join(ROOT, 'node_modules/ava/entrypoints/cli.mjs'), '--timeout=30m']
   const command = [...ava, join(ROOT, 'build/__test__/teardown.js')]

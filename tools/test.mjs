@@ -9,6 +9,7 @@ import { parseArgs } from 'node:util'
 import { FAKE_BUILD } from './build-addon.mjs'
 import { Ava, Counts, RustTests } from './counts.mjs'
 import { runLines } from './lines.mjs'
+import { NODES, OTHER_MAJORS, fetchNode } from './node-versions.mjs'
 import { ProcessError, capture, mainOf, run, runForStatus } from './process.mjs'
 import { ROOT, setUp } from './set-up.mjs'
 import { buildEnvironment, checkLinters, lintsStrictly } from './system-packages.mjs'
@@ -35,7 +36,7 @@ const guest = { rust: new Counts(), ava: new Counts(), mixed: new Counts() }
 /** In the order in which they run. @type {Record<string, Step>} */
 const STEPS = {
   'set-up': {
-    title: 'Set-up: system packages, npm packages, addon, TypeScript',
+    title: 'Set-up: system packages, npm packages, addon, TypeScript, other versions of Node',
     vital: true,
     async work() {
       if (selected('format') || selected('lint')) checkLinters()
@@ -43,6 +44,7 @@ const STEPS = {
       const packages = selected('soft-roce') ? ['build', 'guest'] : ['build']
       if (selected('rust')) packages.push('test')
       await setUp(['addon', 'typescript', 'examples', 'tests'], packages)
+      if (selected('soft-roce')) for (const major of OTHER_MAJORS) await fetchNode(major)
     },
   },
   format: {
@@ -128,7 +130,7 @@ async function testInGuest() {
   const executables = await deviceTests()
   if (executables.length === 0) throw new ProcessError('no Rust test asks for a device', 1)
   const command = [node, join(ROOT, 'tools/guest-suite.mjs'), resultFile, ...executables]
-  const options = ['--share', results, '--timeout', '3600', '--memory', '4096']
+  const options = ['--share', results, '--timeout', '3600', '--memory', '4096', '--env', `SECURE_RDMA_NODES=${NODES}`]
   const status = await runForStatus(node, ['tools/soft-roce/run.mjs', ...options, '--', ...command], { cwd: ROOT, env })
   if (existsSync(resultFile)) {
     const result = JSON.parse(readFileSync(resultFile, 'utf8'))
