@@ -240,7 +240,8 @@ impl Channel {
                 return Err(Error::new(
                     ErrorCode::Offer,
                     format!(
-                        "the peer's receive buffers hold {segment} bytes, less than one packet of the path MTU {path_mtu}"
+                        "the peer's receive buffers hold {segment} bytes, less than one packet of the path MTU {path_mtu}: \
+                         raise pool.bufferSize on the peer"
                     ),
                 ));
             }

@@ -91,10 +91,7 @@ impl Channel {
                 self.over(state, after, CloseReason::Error, Some(error), ControlCall::Destroy(None));
             }
             _ => {
-                let error = Error::new(
-                    ErrorCode::Internal,
-                    "the control channel of the connection ended without a word: please report it",
-                );
+                let error = Error::internal("the control channel of the connection ended without a word");
                 self.over(state, after, CloseReason::Error, Some(error), ControlCall::Destroy(None));
             }
         });
@@ -183,7 +180,8 @@ impl Channel {
     fn last_message_missing(&self, state: &mut State, after: &mut After) {
         let error = Error::new(
             ErrorCode::PeerLost,
-            "the peer closed the connection, but its last message did not arrive",
+            "the peer closed the connection, but its last message did not arrive: what it has not been answered it must \
+             send again, over a new connection",
         );
         self.fail(state, after, error);
     }
@@ -198,7 +196,8 @@ impl Channel {
                 let error = Error::new(
                     ErrorCode::CloseTimeout,
                     format!(
-                        "close() had not sent everything after {:?}: the peer does not take what is queued",
+                        "close() had not sent everything after {:?}: the peer does not take what is queued. Have it read, or \
+                         raise closeTimeout",
                         self.options.close_timeout
                     ),
                 );

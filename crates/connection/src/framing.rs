@@ -84,7 +84,7 @@ pub(crate) fn violation(what: impl AsRef<str>) -> Error {
     Error::new(
         ErrorCode::PeerViolation,
         format!(
-            "the peer sent {}: it does not follow secure-rdma/1, so the connection is ended",
+            "the peer sent {}: it does not follow secure-rdma/1, so the connection is ended. Update the older side",
             what.as_ref()
         ),
     )

@@ -41,15 +41,15 @@ impl QueuePairHandler for Channel {
                 AsyncEvent::PortDown => state.watch.port_is_up(false),
                 AsyncEvent::PortUp => state.watch.port_is_up(true),
                 AsyncEvent::QueuePairFatal => {
-                    self.fail(state, after, lost("the device reported a fatal error of the queue pair"));
+                    self.fail(state, after, lost("the device reported a fatal error of the queue pair: connect again; the kernel's log may say why"));
                 }
                 AsyncEvent::CompletionQueueError => {
                     let error =
-                        lost("the completion queue overran: the peer sent more than its credits allow");
+                        lost("the completion queue overran: the peer sent more than its credits allow, so update the older side");
                     self.fail(state, after, error);
                 }
                 AsyncEvent::DeviceGone => {
-                    self.fail(state, after, lost("the RDMA device was removed or failed"));
+                    self.fail(state, after, lost("the RDMA device was removed or failed: connect again when it is back"));
                     // No flush will come from a device that is gone.
                     Self::release(state, after);
                 }
@@ -128,7 +128,11 @@ impl Channel {
             ),
             _ => (
                 ErrorCode::Work,
-                format!("work on the queue pair failed with {status}: {}", status.meaning()),
+                format!(
+                    "work on the queue pair failed with {status}: {}. Connect again; the logs of the peer and of the kernel may \
+                     say why",
+                    status.meaning()
+                ),
             ),
         };
         Error::new(code, message).with_wc_status(status)

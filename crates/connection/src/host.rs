@@ -85,7 +85,9 @@ impl Registry {
         let Some(family) = family else {
             return Err(Error::new(
                 ErrorCode::DeviceNotFound,
-                format!("the RDMA device {name} is no longer there"),
+                format!(
+                    "the RDMA device {name} is no longer there (ibv_devices lists those that are): connect again when it is back"
+                ),
             ));
         };
         let resources = Resources::new(family.open(name)?, pool)?;
@@ -236,7 +238,7 @@ impl Host for DeviceHost {
             })
         })?;
         let Some(queue_pair) = channel.queue_pair() else {
-            return Err(Error::new(ErrorCode::Internal, "a new channel has no queue pair"));
+            return Err(Error::internal("a new channel has no queue pair"));
         };
         Ok(Prepared {
             device,

@@ -58,7 +58,8 @@ impl ConnectionOptions {
             return Err(Error::new(
                 ErrorCode::InvalidArgument,
                 format!(
-                    "credits ({}) is more than pool.receiveBuffers ({}): not one connection would fit",
+                    "credits ({}) is more than pool.receiveBuffers ({}): not one connection would fit. Lower credits, or \
+                     raise pool.receiveBuffers",
                     self.credits, self.pool.receive_buffers
                 ),
             ));

@@ -139,7 +139,7 @@ impl Reservation {
             None => {
                 let state = self.resources.receive.lock();
                 let Some((region, offset)) = state.place(buffer, size) else {
-                    return Err(Error::new(ErrorCode::Internal, "a completion names no receive buffer"));
+                    return Err(Error::internal("a completion names no receive buffer"));
                 };
                 let region = Arc::clone(region);
                 drop(state);
@@ -257,7 +257,7 @@ impl Slot {
     /// Writes into this buffer, and into no other of its region.
     pub(crate) fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
         if offset.checked_add(bytes.len()).is_none_or(|end| end > self.length) {
-            return Err(Error::new(ErrorCode::Internal, "a segment is longer than its send buffer"));
+            return Err(Error::internal("a segment is longer than its send buffer"));
         }
         self.region.memory().write(self.offset + offset, bytes)
     }

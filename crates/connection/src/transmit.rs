@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
 use secure_rdma_rdma::{
-    Completion, Error, ErrorCode, PathMtu, QueuePair, RKey, Region, RemoteSlice, Result, SendFlags,
-    SendOperation, SendRequest, Slice, WorkId,
+    Completion, Error, PathMtu, QueuePair, RKey, Region, RemoteSlice, Result, SendFlags, SendOperation,
+    SendRequest, Slice, WorkId,
 };
 use smallvec::SmallVec;
 
@@ -360,7 +360,7 @@ impl Transmit {
     /// Takes a send completion. Requests of a queue pair complete in the order of posting.
     pub(crate) fn complete(&mut self, completion: &Completion, free: &mut Vec<Slot>) -> Result<Done> {
         let Some(posted) = self.in_flight.pop_front().filter(|posted| posted.work == completion.id) else {
-            return Err(Error::new(ErrorCode::Internal, "a send completion came out of order"));
+            return Err(Error::internal("a send completion came out of order"));
         };
         let before = free.len();
         free.extend(posted.slot);

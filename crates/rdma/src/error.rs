@@ -229,6 +229,12 @@ impl Error {
         }))
     }
 
+    /// An [`ErrorCode::Internal`]: something that cannot happen did.
+    #[must_use]
+    pub fn internal(what: impl fmt::Display) -> Self {
+        Self::new(ErrorCode::Internal, format!("{what}: this is a bug of secure-rdma, please report it"))
+    }
+
     /// Adds the system or library call that failed, and its errno.
     #[must_use]
     pub fn with_syscall(mut self, syscall: &'static str, errno: i32) -> Self {
@@ -321,6 +327,13 @@ mod tests {
                     && word.bytes().all(|byte| byte.is_ascii_uppercase() || b"_0123456789".contains(&byte))
             );
         }
+    }
+
+    #[test]
+    fn a_bug_asks_to_be_reported() {
+        let error = Error::internal("two ends met");
+        assert_eq!(error.code(), ErrorCode::Internal);
+        assert!(error.message().starts_with("two ends met") && error.message().ends_with("please report it"));
     }
 
     #[test]

@@ -211,8 +211,13 @@ fn page_size() -> usize {
 
 fn no_memory(syscall: &'static str, length: usize) -> Error {
     let cause = io::Error::last_os_error();
-    Error::new(ErrorCode::NoMemory, format!("no memory for a region of {length} bytes: {cause}"))
-        .with_syscall(syscall, cause.raw_os_error().unwrap_or(0))
+    Error::new(
+        ErrorCode::NoMemory,
+        format!(
+            "no memory for a region of {length} bytes: {cause}. Free some, or raise the limit (ulimit -v)"
+        ),
+    )
+    .with_syscall(syscall, cause.raw_os_error().unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -59,7 +59,12 @@ pub struct OsEntropy;
 impl Entropy for OsEntropy {
     fn fill(&self, bytes: &mut [u8]) -> Result<()> {
         getrandom::fill(bytes).map_err(|cause| {
-            Error::new(ErrorCode::Entropy, format!("the operating system gave no random bytes: {cause}"))
+            Error::new(
+                ErrorCode::Entropy,
+                format!(
+                    "the operating system gave no random bytes: {cause}. Does a sandbox forbid getrandom(2)?"
+                ),
+            )
         })
     }
 }

@@ -138,13 +138,16 @@ impl<U: UpperLayer, S: AsyncRead + AsyncWrite + Unpin> ChannelTask<U, S> {
                     ))),
                     other => Some(Over::Fault(Error::new(
                         ErrorCode::Protocol,
-                        format!("{peer} sent the frame {} on a connection that is up", other.name()),
+                        format!(
+                            "{peer} sent the frame {} on a connection that is up: update the older side",
+                            other.name()
+                        ),
                     ))),
                 }
             }
-            Ok(Incoming::End) => {
-                Some(Over::Lost(lost(format!("{peer} ended TLS without closing the connection"))))
-            }
+            Ok(Incoming::End) => Some(Over::Lost(lost(format!(
+                "{peer} ended TLS without closing the connection: its own log says why"
+            )))),
             Err(Broken::Frame(cause)) => Some(Over::Fault(cause.into())),
             // What rustls says of it is for people who write TLS servers.
             Err(Broken::Io(cause)) if cause.kind() == io::ErrorKind::UnexpectedEof => {
@@ -152,9 +155,9 @@ impl<U: UpperLayer, S: AsyncRead + AsyncWrite + Unpin> ChannelTask<U, S> {
                     "{peer} is gone: its TLS connection ended without a close, as when a process is killed"
                 ))))
             }
-            Err(Broken::Io(cause)) => {
-                Some(Over::Lost(lost(format!("the connection to {peer} broke: {cause}"))))
-            }
+            Err(Broken::Io(cause)) => Some(Over::Lost(lost(format!(
+                "the connection to {peer} broke: {cause}. Check the network between the two"
+            )))),
         }
     }
 
@@ -176,7 +179,8 @@ impl<U: UpperLayer, S: AsyncRead + AsyncWrite + Unpin> ChannelTask<U, S> {
             }
             Verdict::Fine | Verdict::Send => None,
             Verdict::Dead(silence) => Some(Over::Lost(lost(format!(
-                "{} has been silent for {silence:.1?}: its process or its network is gone",
+                "{} has been silent for {silence:.1?}: its process or its network is gone, or it is too busy: \
+                 then raise keepAliveMisses",
                 self.peer
             )))),
         }
@@ -203,9 +207,13 @@ impl<U: UpperLayer, S: AsyncRead + AsyncWrite + Unpin> ChannelTask<U, S> {
             Ok(Over::PeerClosed | Over::Close) => return Ok(()),
             Ok(Over::Destroy(reason)) => return Err(reason),
             Ok(Over::Fault(error) | Over::Lost(error)) => error,
-            Err(_) => {
-                Error::new(ErrorCode::CloseTimeout, format!("{} did not close within {bound:?}", self.peer))
-            }
+            Err(_) => Error::new(
+                ErrorCode::CloseTimeout,
+                format!(
+                    "{} did not close within {bound:?}: it is stopped or cut off, or closeTimeout is too short for it",
+                    self.peer
+                ),
+            ),
         };
         let error = error.in_phase(Phase::Closing);
         self.upper.lost(error.clone());

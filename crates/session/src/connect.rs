@@ -1,5 +1,6 @@
 //! The client's way to a connection.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 
@@ -118,8 +119,11 @@ async fn attempt<H: Host + ?Sized>(
 async fn open_tcp(config: &ConnectConfig, deadline: Instant) -> Result<TcpStream> {
     let (host, port) = (config.host.as_str(), config.port);
     let found = tokio::net::lookup_host((host, port)).await.map_err(|cause| {
-        Error::new(ErrorCode::Tcp, format!("{host:?} does not resolve to an address: {cause}"))
-            .with_syscall("getaddrinfo", cause.raw_os_error().unwrap_or(0))
+        Error::new(
+            ErrorCode::Tcp,
+            format!("{host:?} does not resolve to an address: {cause}. Check the name, or give an address"),
+        )
+        .with_syscall("getaddrinfo", cause.raw_os_error().unwrap_or(0))
     })?;
     let fits =
         |address: &SocketAddr| config.local_address.is_none_or(|own| own.is_ipv4() == address.is_ipv4());
@@ -133,12 +137,20 @@ async fn open_tcp(config: &ConnectConfig, deadline: Instant) -> Result<TcpStream
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) => last = Some(error),
             Err(_) => {
-                last = Some(Error::new(ErrorCode::Tcp, format!("{address} did not answer")));
+                last = Some(Error::new(
+                    ErrorCode::Tcp,
+                    format!(
+                        "{address} did not answer: check address and port, and that no firewall drops TCP"
+                    ),
+                ));
             }
         }
     }
     Err(last.unwrap_or_else(|| {
-        Error::new(ErrorCode::Tcp, format!("{host:?} has no address of the local address's family"))
+        Error::new(
+            ErrorCode::Tcp,
+            format!("{host:?} has no address of localAddress's family: give another localAddress, or none"),
+        )
     }))
 }
 
@@ -182,7 +194,26 @@ pub(crate) fn both_ends(tcp: &TcpStream) -> Result<(SocketAddr, SocketAddr)> {
     ends.map_err(|cause| tcp_error("getpeername", "the connection broke at once", &cause))
 }
 
+/// What to do about a failure of TCP, where its cause tells.
+fn remedy(syscall: &str, cause: &std::io::Error) -> &'static str {
+    match cause.kind() {
+        ErrorKind::ConnectionRefused => ". Is the server running, and is this its port?",
+        ErrorKind::AddrInUse => ". Another process has this port: choose another one",
+        ErrorKind::AddrNotAvailable => ". Give an address that this host has",
+        ErrorKind::PermissionDenied if syscall == "bind" => {
+            ". Ports below 1024 are for root, and for who has CAP_NET_BIND_SERVICE"
+        }
+        ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable => {
+            ". Check the route to it (ip route get)"
+        }
+        ErrorKind::TimedOut => ". Check that no firewall drops TCP",
+        _ if matches!(cause.raw_os_error(), Some(23 | 24)) => ". Raise the limit on open files (ulimit -n)",
+        _ => "",
+    }
+}
+
 pub(crate) fn tcp_error(syscall: &'static str, what: &str, cause: &std::io::Error) -> Error {
-    Error::new(ErrorCode::Tcp, format!("{what}: {cause}"))
+    let remedy = remedy(syscall, cause);
+    Error::new(ErrorCode::Tcp, format!("{what}: {cause}{remedy}"))
         .with_syscall(syscall, cause.raw_os_error().unwrap_or(0))
 }

@@ -307,13 +307,17 @@ impl<H: Host + ?Sized> Negotiation<'_, H> {
 pub(crate) fn timed_out(peer: impl std::fmt::Display, timeout: Duration, phase: Phase) -> Error {
     Error::new(
         ErrorCode::HandshakeTimeout,
-        format!("the connection with {peer} was not up within {timeout:?} (phase {})", phase.as_str()),
+        format!(
+            "the connection with {peer} was not up within {timeout:?} (phase {}): check that it runs and can be reached, or \
+             raise handshakeTimeout",
+            phase.as_str()
+        ),
     )
     .in_phase(phase)
 }
 
 fn out_of_step() -> Error {
-    Error::new(ErrorCode::Internal, "the exchange and the bring-up are out of step")
+    Error::internal("the exchange and the bring-up are out of step")
 }
 
 /// A work request of the proof that fails says that the path does.

@@ -139,10 +139,7 @@ impl Exchange {
 
             (state, Event::Frame(frame)) => return Err(misplaced(&frame, &state)),
             (_, Event::InRtr | Event::InRts | Event::PathProven) => {
-                return Err(Error::new(
-                    ErrorCode::Internal,
-                    "the bring-up told the exchange of a step out of order",
-                ));
+                return Err(Error::internal("the bring-up told the exchange of a step out of order"));
             }
         };
         Ok((Self { peer_binding, state }, actions))
@@ -192,5 +189,8 @@ fn misplaced(frame: &Frame, state: &State) -> Error {
         State::Proving { peer: true, .. } => "our PROVEN was due",
         State::Done => "the connection was up",
     };
-    Error::new(ErrorCode::Protocol, format!("a frame {} came when {awaited}", frame.name()))
+    Error::new(
+        ErrorCode::Protocol,
+        format!("a frame {} came when {awaited}: update the older side", frame.name()),
+    )
 }

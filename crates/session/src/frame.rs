@@ -101,7 +101,8 @@ impl From<FrameError> for Error {
             FrameError::Offer(_) => ErrorCode::Offer,
             _ => ErrorCode::Protocol,
         };
-        Self::new(code, cause.to_string())
+        let remedy = if code == ErrorCode::Protocol { ": update the older side" } else { "" };
+        Self::new(code, format!("{cause}{remedy}"))
     }
 }
 

@@ -166,7 +166,11 @@ impl<H: Host + ?Sized> Drop for Listener<H> {
 
 async fn listen(config: &ListenConfig) -> Result<TcpListener> {
     let found = tokio::net::lookup_host((config.host.as_str(), config.port)).await.map_err(|cause| {
-        tcp_error("getaddrinfo", &format!("{:?} does not resolve to an address", config.host), &cause)
+        tcp_error(
+            "getaddrinfo",
+            &format!("{:?} does not resolve to an address (check the name, or give an address)", config.host),
+            &cause,
+        )
     })?;
     let mut last = None;
     for address in found {

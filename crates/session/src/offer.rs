@@ -133,7 +133,10 @@ impl fmt::Display for OfferError {
                  needed"
             ),
             Self::Binding => {
-                f.write_str("the offer is bound to another TLS session: it was replayed or relayed")
+                f.write_str(
+                "the offer is bound to another TLS session: it was replayed, or a proxy ends TLS between the two sides (let it \
+                 pass TLS on)",
+            )
             }
         }
     }

@@ -82,7 +82,7 @@ impl Task {
 }
 
 fn resource(what: &str, cause: &std::io::Error) -> Error {
-    Error::new(ErrorCode::Resource, format!("{what} could not be started: {cause}"))
+    Error::new(ErrorCode::Resource, format!("{what} could not be started: {cause}. Raise the limits on threads (ulimit -u) and open files (ulimit -n)"))
         .with_syscall("clone", cause.raw_os_error().unwrap_or(0))
 }
 

@@ -53,9 +53,7 @@ impl<T> Future for Blocking<T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
         Poll::Ready(match ready!(Pin::new(&mut self.0).poll(cx)) {
             Ok(result) => result,
-            Err(cause) => {
-                Err(Error::new(ErrorCode::Internal, format!("a blocking call did not end: {cause}")))
-            }
+            Err(cause) => Err(Error::internal(format_args!("a blocking call did not end: {cause}"))),
         })
     }
 }
@@ -130,14 +128,14 @@ fn check_own(offer: &Offer, local: &LocalAddress, qpn: Qpn, terms: &Terms) -> Re
     if offer.device_part.len() > MAX_DEVICE_PART {
         let message =
             format!("the part of {} in the offer is {} bytes", local.device, offer.device_part.len());
-        return Err(Error::new(ErrorCode::Internal, message));
+        return Err(Error::internal(message));
     }
     let frame = crate::Frame::Offer(Box::new(offer.clone())).encode();
     let mut decoder = crate::FrameDecoder::default();
     decoder.push(&frame);
     match decoder.next_frame() {
         Ok(Some(_)) => Ok(()),
-        Ok(None) => Err(Error::new(ErrorCode::Internal, "our own offer is not whole")),
+        Ok(None) => Err(Error::internal("our own offer is not whole")),
         Err(cause) => Err(Error::new(
             ErrorCode::InvalidArgument,
             format!(
@@ -192,7 +190,7 @@ pub(crate) fn to_rtr<U: UpperLayer>(
             return Err(Error::new(
                 ErrorCode::Path,
                 format!(
-                    "the path carries only {narrow} bytes per packet, not {}: set the largest path MTU to {narrow}",
+                    "the path carries only {narrow} bytes per packet, not {}: set maxPathMtu to {narrow}",
                     peer.path_mtu
                 ),
             ));

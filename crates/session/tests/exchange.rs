@@ -310,11 +310,25 @@ async fn a_client_refuses_servers_that_are_not_ours() {
     let error = world.connect(free).await.unwrap_err();
     assert_eq!((error.code(), error.phase()), (ErrorCode::Tcp, Some(Phase::Connect)));
     assert_eq!(error.syscall(), Some("connect"));
+    assert!(error.message().ends_with("Is the server running, and is this its port?"), "{error}");
     let mut config = world.connect_config(free);
     config.host = "no-such-host.invalid".to_owned();
     let error = secure_rdma_session::connect(config, Arc::clone(&world.client_host)).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::Tcp, "{error}");
+    assert!(error.message().ends_with("Check the name, or give an address"), "{error}");
     assert_eq!(world.client_host.made(), 0);
+    // A port that is taken, an address that is another host's.
+    let listener = world.listen().await;
+    for (host, port, remedy) in [
+        ("127.0.0.1", listener.local_addr().port(), "choose another one"),
+        ("192.0.2.1", 0, "that this host has"),
+    ] {
+        let mut config = world.listen_config();
+        (config.host, config.port) = (host.to_owned(), port);
+        let error = Listener::bind(config, Arc::clone(&world.server_host)).await.err().unwrap();
+        assert_eq!((error.code(), error.syscall()), (ErrorCode::Tcp, Some("bind")), "{error}");
+        assert!(error.message().ends_with(remedy), "{error}");
+    }
 }
 
 #[tokio::test]

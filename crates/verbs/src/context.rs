@@ -96,7 +96,7 @@ impl ListedDevice<'_> {
                 libc::ENOENT | libc::ENODEV | libc::ENXIO => {
                     format!(": there is no /dev/infiniband/{node} (in a container: pass the device in)")
                 }
-                _ => String::new(),
+                _ => ". The kernel's log may say why".to_owned(),
             };
             let message = format!("{name} cannot be opened: {}{remedy}", errno::text(errno));
             Error::new(ErrorCode::DeviceOpen, message).with_syscall("ibv_open_device", errno)

@@ -93,7 +93,7 @@ impl Core {
         if self.is_gone() {
             return Err(Error::new(
                 ErrorCode::DeviceLost,
-                format!("{} was removed or has failed", self.name),
+                format!("{} was removed or has failed: connect again when it is back", self.name),
             ));
         }
         Ok(())

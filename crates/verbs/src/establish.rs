@@ -32,7 +32,8 @@ pub(crate) fn begin(
         return Err(Error::new(
             ErrorCode::NoMatchingDevice,
             format!(
-                "GID index {} of {} port {} is no longer {}: the address was removed from its interface",
+                "GID index {} of {} port {} is no longer {}: the address was removed from its interface. Connect \
+                 again over one that is there",
                 local.gid_index, local.device, local.port, local.gid
             ),
         ));

@@ -96,12 +96,13 @@ pub(crate) fn refused(from: QpState, to: QpState, attr: &QpAttr, errno: i32) -> 
     }
     let cause = match errno {
         libc::EINVAL if attr.address.is_some() => {
-            "an attribute is out of the device's range, or the own GID is gone from the port's table"
+            "an attribute is out of the device's range (see the options queuePair and maxPathMtu), or the own GID is gone \
+             from the port's table (is the address still on the interface?)"
         }
-        libc::EINVAL => "an attribute is out of the device's range",
-        libc::ENOMEM => "the device has no memory for it",
-        libc::EIO | libc::ENODEV => "the device is gone",
-        _ => "see the errno",
+        libc::EINVAL => "an attribute is out of the device's range: see the options queuePair and maxPathMtu",
+        libc::ENOMEM => "the device has no memory for it: close other connections",
+        libc::EIO | libc::ENODEV => "the device is gone: connect again when it is back",
+        _ => "the kernel's log may say why",
     };
     let text = errno::text(errno);
     Error::new(ErrorCode::Modify, format!("the driver refuses {from}→{to} ({text}): {cause}"))

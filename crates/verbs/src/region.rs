@@ -64,7 +64,10 @@ fn refused(core: &Core, length: usize, errno: i32) -> Error {
     {
         return Error::new(ErrorCode::Memlock, message).with_syscall("ibv_reg_mr", errno);
     }
-    let what = format!("{} refuses to register {length} bytes", core.name);
+    let what = format!(
+        "{} refuses to register {length} bytes (close other connections, or make pool smaller)",
+        core.name
+    );
     errno::error(ErrorCode::Resource, &what, "ibv_reg_mr", errno)
 }
 

@@ -67,11 +67,11 @@ pub(crate) fn resolve(local: &LocalAddress, peer: Gid) -> Result<Resolved> {
     let mut destination = SocketAddress::new(peer.to_ip(), local.interface.as_deref());
     let unreachable = |syscall, errno: i32| {
         let what = match errno {
-            libc::ETIMEDOUT => "nobody answers for it".to_owned(),
+            libc::ETIMEDOUT => "nobody answers for it. Is it up, and on the RDMA network?".to_owned(),
             libc::ENETUNREACH | libc::EHOSTUNREACH => {
-                "the kernel has no route or neighbour for it".to_owned()
+                "the kernel has no route or neighbour for it (ip route get, ip neighbour)".to_owned()
             }
-            libc::ENODEV => "no RDMA device is on its route".to_owned(),
+            libc::ENODEV => "no RDMA device is on its route: connect over an address of one".to_owned(),
             _ => errno::text(errno),
         };
         let (from, to) = (local.gid.to_ip(), peer.to_ip());

@@ -62,8 +62,11 @@ pub(crate) fn start(core: Arc<Core>) -> Result<()> {
     let spawned = thread::Builder::new().name(name).spawn(move || Service::new(core).run());
     spawned.map(drop).map_err(|cause| {
         let errno = cause.raw_os_error().unwrap_or(0);
-        Error::new(ErrorCode::DeviceOpen, format!("the service thread cannot be started: {cause}"))
-            .with_syscall("clone", errno)
+        Error::new(
+            ErrorCode::DeviceOpen,
+            format!("the service thread cannot be started: {cause}. Raise the limit on threads (ulimit -u)"),
+        )
+        .with_syscall("clone", errno)
     })
 }
 

@@ -37,7 +37,8 @@ impl Suspect {
             }
             _ => ErrorCode::Tcp,
         };
-        let error = Error::new(code, format!("the connection to {address} broke: {cause}"));
+        let error =
+            Error::new(code, format!("the connection to {address} broke: {cause}. Its own log may say why"));
         match cause.raw_os_error() {
             Some(errno) => error.with_syscall("read", errno),
             None => error,
@@ -76,11 +77,12 @@ impl Suspect {
             )
             | rustls::Error::InvalidMessage(InvalidMessage::UnknownProtocolVersion) => Error::new(
                 ErrorCode::TlsVersion,
-                format!("{address} does not speak TLS 1.3, which is required"),
+                format!("{address} does not speak TLS 1.3, which is required: is it another service's port?"),
             ),
-            rustls::Error::InvalidMessage(cause) => {
-                Error::new(ErrorCode::Tls, format!("what {address} sent is not TLS ({cause:?})"))
-            }
+            rustls::Error::InvalidMessage(cause) => Error::new(
+                ErrorCode::Tls,
+                format!("what {address} sent is not TLS ({cause:?}): is it another service's port?"),
+            ),
             other => Error::new(ErrorCode::Tls, format!("TLS with {address} failed: {other}")),
         }
     }
@@ -195,17 +197,23 @@ fn alert_remedy(alert: AlertDescription) -> &'static str {
     use AlertDescription as A;
     match alert {
         A::UnknownCA => "it does not trust our certificate's issuer; check its `ca` and our `cert`",
-        A::CertificateExpired => "our certificate has expired or is not valid yet",
-        A::CertificateRevoked => "our certificate has been revoked",
+        A::CertificateExpired => {
+            "our certificate has expired or is not valid yet: renew it, or set the clocks"
+        }
+        A::CertificateRevoked => "our certificate has been revoked: issue a new one",
         A::CertificateRequired => "it wants a certificate: give `cert` and `key`",
-        A::BadCertificate => "it does not take our certificate: name or encoding",
-        A::UnsupportedCertificate => "our certificate is not for this purpose (extended key usage)",
-        A::CertificateUnknown => "it does not take our certificate: pin or another rule of its own",
-        A::ProtocolVersion => "it does not speak TLS 1.3",
+        A::BadCertificate => "it does not take our certificate: check its name and encoding",
+        A::UnsupportedCertificate => {
+            "our certificate is not for this purpose: issue it with the extended key usage serverAuth, clientAuth, or both"
+        }
+        A::CertificateUnknown => "it does not take our certificate: check its `pins`; its own log says more",
+        A::ProtocolVersion => "it does not speak TLS 1.3: is it another service's port?",
         A::NoApplicationProtocol => "it does not speak secure-rdma/1: is it another service's port?",
-        A::DecryptError => "it could not check a signature",
-        A::UnrecognisedName => "it has no certificate for this name",
-        A::HandshakeFailure => "it has no cipher suite or group in common",
+        A::DecryptError => {
+            "it could not check a signature: does our `key` belong to our `cert`, and is its `ca` the one that issued it?"
+        }
+        A::UnrecognisedName => "it has no certificate for this name: give `servername`",
+        A::HandshakeFailure => "it has no cipher suite or group in common: allow those of TLS 1.3 there",
         _ => "its own log says why",
     }
 }

@@ -20,8 +20,11 @@ pub(super) struct KeyLogFile {
 impl KeyLogFile {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path).map_err(|cause| {
-            config_error(format!("the key log file {} cannot be opened: {cause}", path.display()))
-                .with_syscall("open", cause.raw_os_error().unwrap_or(0))
+            config_error(format!(
+                "the key log file {} cannot be opened: {cause}. Give a path that this user may write to",
+                path.display()
+            ))
+            .with_syscall("open", cause.raw_os_error().unwrap_or(0))
         })?;
         Ok(Self { file: Mutex::new(file) })
     }

@@ -37,7 +37,10 @@ impl Secured {
             return Err(wrong_alpn(address, connection.alpn_protocol()));
         }
         if connection.protocol_version() != Some(ProtocolVersion::TLSv1_3) {
-            return Err(Error::new(ErrorCode::TlsVersion, format!("{address} does not speak TLS 1.3")));
+            return Err(Error::new(
+                ErrorCode::TlsVersion,
+                format!("{address} does not speak TLS 1.3: is it another service's port?"),
+            ));
         }
         let certificates: Vec<Vec<u8>> =
             connection.peer_certificates().unwrap_or_default().iter().map(|der| der.to_vec()).collect();
