@@ -158,9 +158,11 @@ async fn open_one(config: &ConnectConfig, address: SocketAddr) -> Result<TcpStre
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
     let socket = socket.map_err(|cause| tcp_error("socket", &format!("no socket for {address}"), &cause))?;
     if let Some(own) = config.local_address {
-        socket
-            .bind(local(own, address))
-            .map_err(|cause| tcp_error("bind", &format!("the local address {own} cannot be used"), &cause))?;
+        let own = local(own, address);
+        socket.bind(own).map_err(|cause| {
+            let what = format!("the local address {} cannot be used{}", own.ip(), zone(own));
+            tcp_error("bind", &what, &cause)
+        })?;
     }
     let stream = socket.connect(address).await.map_err(|cause| {
         tcp_error("connect", &format!("no connection to {address}{}", zone(address)), &cause)
@@ -173,7 +175,7 @@ async fn open_one(config: &ConnectConfig, address: SocketAddr) -> Result<TcpStre
 pub(crate) fn zone(address: SocketAddr) -> &'static str {
     match address {
         SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() && v6.scope_id() == 0 => {
-            " (a link-local address needs its zone, as in fe80::1%eth0)"
+            " (a link-local address needs its zone, as in fe80::1%eth0, which is given in host)"
         }
         _ => "",
     }
