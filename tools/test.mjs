@@ -60,6 +60,7 @@ const STEPS = {
         [node, 'tools/check-imports.mjs'],
         ['cargo', 'clippy', '--locked', '--workspace', '--all-targets', ...denials()],
         ['cargo', 'clippy', '--locked', '-p', 'secure-rdma-node', '--features', 'fake', ...denials()],
+        ['cargo', 'clippy', '--locked', '-p', 'secure-rdma-soft', '--tests', '-F', 'defects,fuzzing', ...denials()],
       ),
   },
   rust: {
@@ -69,8 +70,12 @@ const STEPS = {
       // The set-up has installed it: a test that finds none then is no skipped one.
       const all = { ...env, SECURE_RDMA_REQUIRE_TSHARK: '1' }
       const status = await tests.run('cargo', ['test', '--locked', '--workspace', '--no-fail-fast'], all)
+      // That the simulation can fail: engines with a defect each, which only this build can plant.
+      const defects = ['-p', 'secure-rdma-soft', '--features', 'defects', '--test', 'defects']
+      const planted = await tests.run('cargo', ['test', '--locked', ...defects], all)
       rust.add(tests.counts)
       expectSuccess('cargo test', status)
+      expectSuccess('cargo test with planted defects', planted)
     },
   },
   ava: {
