@@ -9,6 +9,8 @@ mod end;
 #[path = "interop/wire.rs"]
 mod wire;
 
+use std::sync::Arc;
+
 use end::{ALL, End, REGION, bytes, connected};
 use secure_rdma_rdma::{
     Access, CompletionKind, PathMtu, RKey, RemoteSlice, SendFlags, SendOperation, SendRequest, Slice,
@@ -176,7 +178,8 @@ fn send_with_invalidate_from_rxe_ends_a_window_of_soft() {
         let window = soft.device.create_memory_window().unwrap().unwrap();
         let rkey = window.next_key();
         let bind = SendOperation::Bind {
-            window,
+            // It lives as long as `window`, which the request alone would not keep.
+            window: Arc::clone(&window),
             rkey,
             target: Slice::new(&soft.region, 1000, 100),
             access: Access::REMOTE_WRITE,
@@ -206,6 +209,7 @@ fn send_with_invalidate_from_rxe_ends_a_window_of_soft() {
         rxe.post(5, SendOperation::Write { remote, immediate: None }, 0, 18);
         assert_eq!(rxe.told.next().status, WcStatus::REM_ACCESS_ERR);
         assert_eq!(soft.read_back(1010, 18), b"through the window");
+        drop(window);
     });
 }
 
