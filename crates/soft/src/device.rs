@@ -62,6 +62,7 @@ impl SoftDevice {
     #[must_use]
     pub fn counters(&self) -> SoftCounters {
         let engine = *self.owner.state().engine.counters();
+        self.owner.settle_graves();
         let drops = self.owner.ports.iter().filter_map(|family| family.receive.dropped().ok());
         let drops = drops.map(u64::from).sum();
         SoftCounters { engine, sockets: self.owner.traffic.read(drops) }

@@ -70,7 +70,9 @@ impl Poller {
             if left == Some(Duration::ZERO) || self.owner.is_gone() {
                 return false;
             }
-            if let Some(at) = self.owner.fall_asleep() {
+            let rest = self.owner.fall_asleep();
+            self.owner.settle_graves();
+            if let Some(at) = rest {
                 let asleep = Instant::now();
                 let waiter = &self.owner.poller_waiter;
                 look = self.owner.wait(waiter, &mut intake.armed, at, left);

@@ -101,7 +101,9 @@ impl QueuePair for SoftQueuePair {
         if self.owner.is_gone() {
             return QpState::Err;
         }
-        self.owner.state().engine.state(self.qpn).unwrap_or(QpState::Err)
+        let state = self.owner.state().engine.state(self.qpn);
+        self.owner.settle_graves();
+        state.unwrap_or(QpState::Err)
     }
 
     fn modify(&self, attr: &QpAttr) -> Result<()> {

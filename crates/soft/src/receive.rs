@@ -199,6 +199,7 @@ impl Core {
     /// Tells every queue pair that the device is gone.
     pub(crate) fn tell_gone(&self) {
         let handlers: Vec<_> = self.state().handlers.values().filter_map(std::sync::Weak::upgrade).collect();
+        self.settle_graves();
         for handler in handlers {
             guarded(|| handler.happened(AsyncEvent::DeviceGone));
         }

@@ -60,7 +60,10 @@ fn run(core: &Core) {
             continue;
         }
         drop(intake);
-        look = match core.fall_asleep() {
+        let rest = core.fall_asleep();
+        // Whoever dropped something meanwhile found the engine in use, and has left it to us.
+        core.settle_graves();
+        look = match rest {
             Some(at) => {
                 let asleep = Instant::now();
                 let come = core.wait(&core.service_waiter, &mut armed, at, None);
