@@ -33,6 +33,8 @@ pub(crate) struct Watch {
     completions: u64,
     seen: u64,
     still: u32,
+    /// What counts of the silence before the probe that is in flight.
+    silent_before: u32,
     closing: Option<u32>,
     flushing: u32,
     port_up: bool,
@@ -51,6 +53,7 @@ impl Watch {
             completions: 0,
             seen: 0,
             still: 0,
+            silent_before: 0,
             closing: None,
             flushing: 0,
             port_up: true,
@@ -91,15 +94,21 @@ impl Watch {
         if self.completions != self.seen {
             self.seen = self.completions;
             self.still = 0;
+            self.silent_before = 0;
             return Verdict::Nothing;
         }
         self.still = self.still.saturating_add(1);
         if in_flight > 0 {
-            return if self.still >= self.dead_after { Verdict::PathDead } else { Verdict::Nothing };
+            // Before a probe the path had been silent already: half of that silence counts, so that a path which is cut
+            // just before one is noticed in time.
+            let silent = if in_flight == 1 { self.silent_before } else { 0 };
+            let dead = self.still.saturating_add(silent) >= self.dead_after;
+            return if dead { Verdict::PathDead } else { Verdict::Nothing };
         }
         match self.probe_after {
             Some(after) if self.still >= after => {
                 self.still = 0;
+                self.silent_before = after / 2;
                 Verdict::Probe
             }
             _ => Verdict::Nothing,
@@ -133,6 +142,22 @@ mod tests {
         let mut watch = watch();
         let dead = (1..100).find(|_| watch.tick(1) == Verdict::PathDead).unwrap();
         assert_eq!(TICK * dead, Duration::from_millis(3500));
+    }
+
+    #[test]
+    fn a_path_cut_just_before_a_probe_is_found_dead_within_four_seconds() {
+        let mut watch = watch();
+        let probed = (1..100).find(|_| watch.tick(0) == Verdict::Probe).unwrap();
+        let dead = (1..100).find(|_| watch.tick(1) == Verdict::PathDead).unwrap();
+        assert_eq!((TICK * probed, TICK * dead), (Duration::from_secs(1), Duration::from_secs(3)));
+        watch.completions(1);
+        watch.tick(0);
+        let dead = (1..100).find(|_| watch.tick(1) == Verdict::PathDead).unwrap();
+        assert_eq!(
+            TICK * dead,
+            Duration::from_millis(3500),
+            "work that was posted afterwards has its whole time"
+        );
     }
 
     #[test]
