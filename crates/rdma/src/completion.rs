@@ -21,6 +21,8 @@ impl WcStatus {
     pub const LOC_PROT_ERR: Self = Self(4);
     /// The queue pair was flushed: an earlier request failed, or it was moved to ERR.
     pub const WR_FLUSH_ERR: Self = Self(5);
+    /// A window could not be bound: it is bound already, or the region does not allow it.
+    pub const MW_BIND_ERR: Self = Self(6);
     /// The peer answered "invalid request".
     pub const REM_INV_REQ_ERR: Self = Self(9);
     /// The peer answered "remote access error": key, range or right.
@@ -78,6 +80,7 @@ impl WcStatus {
             2 => "the device could not carry out the request as it was posted",
             4 => "the device may not touch the local memory of the request",
             5 => "the queue pair had already failed or was closed",
+            6 => "a memory window could not be bound",
             9 => "the peer refused the request as invalid",
             10 => "the peer refused the key, the range or the right",
             11 => "the peer could not carry out the request",

@@ -74,6 +74,40 @@ pub trait Device: Send + Sync + fmt::Debug {
         Ok(None)
     }
 
+    /// Registers `length` bytes of `memory` from `offset` and no others, so that a key with remote rights opens them
+    /// alone. The region's [`Region::address`] is still that of the memory's first byte. **Blocks** as
+    /// [`Device::register`] does.
+    ///
+    /// # Errors
+    /// As for [`Device::register`]; `ERR_RDMA_INVALID_ARGUMENT` for a range that is empty or not inside, and, where
+    /// [`Device::private_domain`] gives none, for every range that is not the whole.
+    fn register_range(
+        &self,
+        memory: Arc<Memory>,
+        offset: usize,
+        length: usize,
+        access: Access,
+    ) -> Result<Arc<Region>> {
+        if offset == 0 && length == memory.len() {
+            return self.register(memory, access);
+        }
+        Err(Error::new(
+            ErrorCode::InvalidArgument,
+            "this device registers memory as a whole: use memory windows",
+        ))
+    }
+
+    /// A protection domain of its own on this device, for one connection where there are no memory windows: a view
+    /// of the device whose regions and queue pairs know nothing of anyone else's, so that a key of one opens nothing
+    /// on the queue pair of another. It has no shared receive queue (its `max_shared_receives` is 0). `None` where the
+    /// device has memory windows and needs none.
+    ///
+    /// # Errors
+    /// `ERR_RDMA_RESOURCE`.
+    fn private_domain(&self) -> Result<Option<Arc<dyn Device>>> {
+        Ok(None)
+    }
+
     /// Makes a queue pair in RESET. Never blocks for the network.
     ///
     /// # Errors

@@ -11,10 +11,11 @@ use super::region::{Keys, register};
 use super::service::Handle;
 use super::settings::Call;
 use super::state::{QpKey, State};
+use super::window::FakeWindow;
 use super::world::{DeviceState, SharedReceives};
 use crate::{
     Access, Addressing, AsyncEvent, Device, DeviceInfo, DeviceLimits, Devices, Entropy, Error, ErrorCode,
-    Establish, GoneNotice, LocalAddress, Memory, OsEntropy, PortState, QpState, Qpn, QueuePair,
+    Establish, GoneNotice, LocalAddress, Memory, MemoryWindow, OsEntropy, PortState, QpState, Qpn, QueuePair,
     QueuePairConfig, ReceiveQueue, Region, Result,
 };
 
@@ -25,6 +26,8 @@ pub struct FakeDevice {
     name: String,
     limits: DeviceLimits,
     keys: Arc<Keys>,
+    /// The protection domain; 0 is the device's own.
+    domain: u64,
     myself: Weak<Self>,
 }
 
@@ -35,8 +38,17 @@ impl FakeDevice {
         let keys = Arc::new(Keys::default());
         let (opened, faults) = (Weak::new(), Vec::new());
         let gone_notices = Vec::new();
-        let (gone, cut, stalled) = (false, false, false);
-        world.devices.push(DeviceState { info, keys, opened, gone, gone_notices, cut, stalled, faults });
+        world.devices.push(DeviceState {
+            info,
+            keys,
+            opened,
+            gone: false,
+            gone_notices,
+            windows: true,
+            cut: false,
+            stalled: false,
+            faults,
+        });
         Self::hold(handle, &mut world.devices[id], id)
     }
 
@@ -48,6 +60,7 @@ impl FakeDevice {
                 name: device.info.name.clone(),
                 limits: device.info.limits.clone(),
                 keys: Arc::clone(&device.keys),
+                domain: 0,
                 myself: myself.clone(),
             })
         });
@@ -84,6 +97,11 @@ impl FakeDevice {
     /// Makes the next call of this kind fail with `error`. Orders for several calls add up.
     pub fn fail_next(&self, call: Call, error: Error) {
         self.handle.lock().devices[self.id].faults.push((call, error));
+    }
+
+    /// Whether it has memory windows, as it has at first. Without, it gives private domains instead.
+    pub fn set_memory_windows(&self, on: bool) {
+        self.handle.lock().devices[self.id].windows = on;
     }
 
     /// Loses every packet from and to this device while `on`; nobody is told.
@@ -188,7 +206,46 @@ impl Device for FakeDevice {
 
     fn register(&self, memory: Arc<Memory>, access: Access) -> Result<Arc<Region>> {
         self.check(Call::Register)?;
-        register(&self.keys, memory, access)
+        let whole = (0, memory.len());
+        register(&self.keys, self.domain, memory, whole, access)
+    }
+
+    fn register_range(
+        &self,
+        memory: Arc<Memory>,
+        offset: usize,
+        length: usize,
+        access: Access,
+    ) -> Result<Arc<Region>> {
+        self.check(Call::Register)?;
+        register(&self.keys, self.domain, memory, (offset, length), access)
+    }
+
+    fn create_memory_window(&self) -> Result<Option<Arc<dyn MemoryWindow>>> {
+        self.check(Call::CreateMemoryWindow)?;
+        if !self.handle.lock().devices[self.id].windows {
+            return Ok(None);
+        }
+        Ok(Some(FakeWindow::create(&self.keys, self.domain)?))
+    }
+
+    fn private_domain(&self) -> Result<Option<Arc<dyn Device>>> {
+        let mut world = self.handle.lock();
+        if world.devices[self.id].windows {
+            return Ok(None);
+        }
+        let domain = world.next_domain;
+        world.next_domain += 1;
+        drop(world);
+        Ok(Some(Arc::new_cyclic(|myself| Self {
+            handle: Arc::clone(&self.handle),
+            id: self.id,
+            name: self.name.clone(),
+            limits: DeviceLimits { max_shared_receives: 0, ..self.limits.clone() },
+            keys: Arc::clone(&self.keys),
+            domain,
+            myself: myself.clone(),
+        })))
     }
 
     fn create_receive_queue(&self, capacity: u32) -> Result<Option<Arc<dyn ReceiveQueue>>> {
@@ -253,7 +310,7 @@ impl Device for FakeDevice {
                 }
             }
         };
-        world.queue_pairs.insert(key, State::new(&config, shared));
+        world.queue_pairs.insert(key, State::new(&config, self.domain, shared));
         Ok(Arc::new(FakeQueuePair { device, key, _receive_queue: config.receive_queue }))
     }
 

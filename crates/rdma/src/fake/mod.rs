@@ -37,6 +37,7 @@ mod settings;
 mod state;
 #[cfg(test)]
 mod tests;
+mod window;
 mod world;
 
 use std::net::IpAddr;

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use super::device::FakeDevice;
+use super::region::Keys;
 use super::region::check_slices;
 use super::settings::Call;
 use super::state::{QpKey, failed};
+use super::window::FakeWindow;
 use super::world::World;
 use crate::{
     CompletionKind, Error, ErrorCode, LinkLayer, PostError, QpAttr, QpState, Qpn, QueuePair, ReceiveQueue,
@@ -90,10 +92,8 @@ impl FakeQueuePair {
         if matches!(state.state, QpState::Reset | QpState::Init | QpState::Rtr | QpState::Sqe) {
             return Err(not_postable(state.state));
         }
-        check_slices(&request.local, &keys, state.max_sge, longest)?;
-        if request.operation.is_local() || matches!(request.operation, SendOperation::SendInvalidate { .. }) {
-            return Err(Error::new(ErrorCode::InvalidArgument, "this device has no memory windows"));
-        }
+        check_slices(&request.local, (&keys, state.domain), state.max_sge, longest)?;
+        check_window(request, (&keys, state.domain))?;
         let atomic =
             matches!(request.operation, SendOperation::CompareSwap { .. } | SendOperation::FetchAdd { .. });
         if atomic && super::region::length(&request.local) != 8 {
@@ -127,7 +127,7 @@ impl FakeQueuePair {
         if state.state == QpState::Reset {
             return Err(not_postable(state.state));
         }
-        check_slices(&request.local, &keys, state.max_sge, longest)?;
+        check_slices(&request.local, (&keys, state.domain), state.max_sge, longest)?;
         if state.receive_room() == 0 {
             return Err(full("receive", state.max_receive));
         }
@@ -147,6 +147,19 @@ impl Drop for FakeQueuePair {
         // Its regions go when the lock is free again.
         drop(forgotten);
     }
+}
+
+/// Checks what concerns memory windows of a work request when it is posted.
+fn check_window(request: &SendRequest, (keys, domain): (&Arc<Keys>, u64)) -> Result<()> {
+    if request.operation.is_local() && !request.local.is_empty() {
+        return Err(Error::new(ErrorCode::InvalidArgument, "a bind and an invalidate take no local bytes"));
+    }
+    let SendOperation::Bind { window, target, .. } = &request.operation else { return Ok(()) };
+    let known = window.as_any().downcast_ref::<FakeWindow>().is_some_and(|window| window.is_of(keys, domain));
+    if !known {
+        return Err(Error::new(ErrorCode::InvalidArgument, "the memory window belongs to another device"));
+    }
+    check_slices(std::slice::from_ref(target), (keys, domain), 1, u32::MAX)
 }
 
 /// What a driver checks and the transition table does not: the values.

@@ -28,7 +28,7 @@ impl ReceiveQueue for FakeReceiveQueue {
         let Some(queue) = world.receive_queues.get_mut(&self.number) else { return Ok(()) };
         for (posted, request) in requests.iter().enumerate() {
             let room = || -> Result<()> {
-                check_slices(&request.local, &keys, max_sge, u32::MAX)?;
+                check_slices(&request.local, (&keys, 0), max_sge, u32::MAX)?;
                 if queue.requests.len() < queue.capacity {
                     Ok(())
                 } else {

@@ -54,11 +54,34 @@ impl World {
                 return;
             }
             let Some(request) = state.sends.pop_front() else { return };
+            if request.operation.is_local() {
+                self.work_locally(key, &request);
+                continue;
+            }
             match self.ask(key, &request) {
                 Answer::Acknowledged(back) => self.acknowledged(key, &request, &back),
                 Answer::Silence => self.unanswered(key, request, now),
                 Answer::NotReady(code) => self.not_ready(key, request, code, now),
                 Answer::Failed(status) => self.request_failed(key, &request, status),
+            }
+        }
+    }
+
+    /// Binds or invalidates. Everything earlier has been answered: one request is on the wire at a time.
+    fn work_locally(&mut self, key: QpKey, request: &SendRequest) {
+        let status = match &request.operation {
+            SendOperation::Bind { window, rkey, target, access } => {
+                self.bind(key, window, *rkey, target, *access).err()
+            }
+            SendOperation::Invalidate { rkey } => {
+                (!self.invalidate(key, *rkey)).then_some(WcStatus::LOC_QP_OP_ERR)
+            }
+            _ => None,
+        };
+        match status {
+            Some(status) => self.request_failed(key, request, status),
+            None => {
+                self.complete(key, failed(request.id, CompletionKind::Send, WcStatus::SUCCESS));
             }
         }
     }
@@ -120,7 +143,10 @@ impl World {
 
     fn acknowledged(&mut self, key: QpKey, request: &SendRequest, back: &[u8]) {
         self.tally.acknowledged += 1;
-        let reads = !matches!(request.operation, SendOperation::Send { .. } | SendOperation::Write { .. });
+        let reads = matches!(
+            request.operation,
+            SendOperation::Read { .. } | SendOperation::CompareSwap { .. } | SendOperation::FetchAdd { .. }
+        );
         if reads && scatter(&request.local, back).is_none() {
             return self.request_failed(key, request, WcStatus::LOC_LEN_ERR);
         }
@@ -128,11 +154,8 @@ impl World {
         state.silences = 0;
         state.rnr_naks = 0;
         let count = match (state.path.mtu, &request.operation) {
-            (
-                Some(mtu),
-                SendOperation::Send { .. } | SendOperation::Write { .. } | SendOperation::Read { .. },
-            ) => packets(length(&request.local), mtu),
-            _ => 1,
+            (_, SendOperation::CompareSwap { .. } | SendOperation::FetchAdd { .. }) | (None, _) => 1,
+            (Some(mtu), _) => packets(length(&request.local), mtu),
         };
         state.path.next_psn = (state.path.next_psn + count) & 0x00FF_FFFF;
         let byte_len = u32::try_from(back.len()).unwrap_or(u32::MAX);

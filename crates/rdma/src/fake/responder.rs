@@ -6,8 +6,8 @@ use super::requester::{Answer, Sender, packets};
 use super::state::{QpKey, failed};
 use super::world::World;
 use crate::{
-    Access, AsyncEvent, Completion, CompletionKind, ReceiveRequest, RemoteSlice, SendOperation, SendRequest,
-    WcStatus,
+    Access, AsyncEvent, Completion, CompletionKind, RKey, ReceiveRequest, RemoteSlice, SendOperation,
+    SendRequest, WcStatus,
 };
 
 /// NAK 0x61 and 0x62, and 0x63, as the requester's statuses.
@@ -44,7 +44,7 @@ impl World {
             return self.nak(target, INVALID);
         }
         let answer = match &request.operation {
-            SendOperation::Send { immediate } => self.receive(target, payload, *immediate),
+            SendOperation::Send { immediate } => self.receive(target, payload, *immediate, None),
             SendOperation::Write { remote, immediate } => self.write(target, remote, payload, *immediate),
             SendOperation::Read { remote } => self.read(target, remote, long),
             SendOperation::CompareSwap { remote, compare, swap } => {
@@ -53,10 +53,9 @@ impl World {
             SendOperation::FetchAdd { remote, add } => {
                 self.atomic(target, remote, long, |old| old.wrapping_add(*add))
             }
-            // Refused when they are posted.
-            SendOperation::SendInvalidate { .. }
-            | SendOperation::Bind { .. }
-            | SendOperation::Invalidate { .. } => self.nak(target, INVALID),
+            SendOperation::SendInvalidate { rkey } => self.receive(target, payload, None, Some(*rkey)),
+            // Never on the wire.
+            SendOperation::Bind { .. } | SendOperation::Invalidate { .. } => self.nak(target, INVALID),
         };
         if let Answer::Acknowledged(_) = answer
             && let Some(state) = self.queue_pairs.get_mut(&target)
@@ -89,7 +88,13 @@ impl World {
         queue.and_then(std::collections::VecDeque::pop_front).ok_or(Answer::NotReady(code))
     }
 
-    fn receive(&mut self, target: QpKey, payload: &[u8], immediate: Option<u32>) -> Answer {
+    fn receive(
+        &mut self,
+        target: QpKey,
+        payload: &[u8],
+        immediate: Option<u32>,
+        invalidates: Option<RKey>,
+    ) -> Answer {
         let receive = match self.take_receive(target) {
             Ok(receive) => receive,
             Err(answer) => return answer,
@@ -100,8 +105,14 @@ impl World {
             && (!writable(&receive.local) || scatter(&receive.local, payload).is_none())
         {
             (WcStatus::LOC_PROT_ERR, OPERATION)
+        } else if invalidates.is_some_and(|rkey| !self.invalidate(target, rkey)) {
+            // Not its own key, or no window's. The receive is flushed with the rest.
+            let lost = failed(receive.id, CompletionKind::Receive, WcStatus::WR_FLUSH_ERR);
+            self.complete(target, lost);
+            return self.nak(target, ACCESS);
         } else {
-            self.received(target, &receive, CompletionKind::Receive, payload.len(), immediate);
+            let news = (immediate, invalidates);
+            self.received(target, &receive, CompletionKind::Receive, payload.len(), news);
             return Answer::Acknowledged(Vec::new());
         };
         self.complete(target, failed(receive.id, CompletionKind::Receive, status));
@@ -115,21 +126,13 @@ impl World {
         receive: &ReceiveRequest,
         kind: CompletionKind,
         bytes: usize,
-        immediate: Option<u32>,
+        (immediate, invalidated): (Option<u32>, Option<RKey>),
     ) {
         let byte_len = u32::try_from(bytes).unwrap_or(u32::MAX);
         let status = WcStatus::SUCCESS;
         self.complete(
             target,
-            Completion {
-                id: receive.id,
-                kind,
-                status,
-                byte_len,
-                immediate,
-                invalidated: None,
-                vendor_error: 0,
-            },
+            Completion { id: receive.id, kind, status, byte_len, immediate, invalidated, vendor_error: 0 },
         );
     }
 
@@ -163,7 +166,7 @@ impl World {
         }
         if let Some(receive) = receive {
             let kind = CompletionKind::ReceiveWriteImmediate;
-            self.received(target, &receive, kind, payload.len(), immediate);
+            self.received(target, &receive, kind, payload.len(), (immediate, None));
         }
         Answer::Acknowledged(Vec::new())
     }
@@ -225,7 +228,8 @@ impl World {
         long: usize,
         right: Access,
     ) -> Option<(Opened, usize)> {
-        let opened = self.devices[target.device].keys.find(remote.rkey)?;
+        let domain = self.queue_pairs.get(&target)?.domain;
+        let opened = self.devices[target.device].keys.find(remote.rkey, target.qpn, domain)?;
         let offset = opened.offset(remote.address, long, right)?;
         Some((opened, offset))
     }

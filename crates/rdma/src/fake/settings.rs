@@ -55,6 +55,8 @@ pub enum Call {
     Open,
     /// [`crate::Device::register`].
     Register,
+    /// [`crate::Device::create_memory_window`].
+    CreateMemoryWindow,
     /// [`crate::Device::create_receive_queue`].
     CreateReceiveQueue,
     /// [`crate::Device::create_queue_pair`].
@@ -80,6 +82,12 @@ pub struct Counters {
     pub queue_pairs: usize,
     /// Regions alive.
     pub regions: usize,
+    /// Memory windows alive.
+    pub windows: usize,
+    /// Memory windows that are bound now.
+    pub bound_windows: usize,
+    /// Registrations, ever.
+    pub registrations: u64,
     /// Shared receive queues alive.
     pub receive_queues: usize,
     /// Work requests posted and neither completed nor forgotten.
@@ -100,6 +108,10 @@ impl Counters {
     /// Whether nothing is alive but open devices: what a test asserts at its end.
     #[must_use]
     pub fn all_unmade(&self) -> bool {
-        self.queue_pairs == 0 && self.regions == 0 && self.receive_queues == 0 && self.work_requests == 0
+        self.queue_pairs == 0
+            && self.regions == 0
+            && self.windows == 0
+            && self.receive_queues == 0
+            && self.work_requests == 0
     }
 }

@@ -22,6 +22,8 @@ pub(super) struct State {
     pub(super) max_send: usize,
     pub(super) max_receive: usize,
     pub(super) max_sge: usize,
+    /// The protection domain; 0 is the device's own.
+    pub(super) domain: u64,
     /// The shared receive queue, by its number.
     pub(super) shared: Option<u64>,
     pub(super) handler: Weak<dyn QueuePairHandler>,
@@ -83,12 +85,13 @@ impl Path {
 }
 
 impl State {
-    pub(super) fn new(config: &QueuePairConfig, shared: Option<u64>) -> Self {
+    pub(super) fn new(config: &QueuePairConfig, domain: u64, shared: Option<u64>) -> Self {
         Self {
             state: QpState::Reset,
             max_send: config.max_send as usize,
             max_receive: config.max_receive as usize,
             max_sge: config.max_sge as usize,
+            domain,
             shared,
             handler: config.handler.clone(),
             path: Path::default(),

@@ -24,6 +24,7 @@ pub(super) struct World {
     pub(super) queue_pairs: HashMap<QpKey, State>,
     pub(super) receive_queues: HashMap<u64, SharedReceives>,
     pub(super) next_receive_queue: u64,
+    pub(super) next_domain: u64,
     pub(super) tally: Counters,
     /// Whether a handler is being called at this moment.
     pub(super) telling_now: bool,
@@ -43,6 +44,8 @@ pub(super) struct DeviceState {
     pub(super) gone: bool,
     /// Who is told when it is.
     pub(super) gone_notices: Vec<GoneNotice>,
+    /// Whether it has memory windows.
+    pub(super) windows: bool,
     /// Cut off without any event.
     pub(super) cut: bool,
     /// Gives no completion any more.
@@ -85,6 +88,7 @@ impl World {
             queue_pairs: HashMap::new(),
             receive_queues: HashMap::new(),
             next_receive_queue: 0,
+            next_domain: 1,
             tally: Counters::default(),
             telling_now: false,
             sending: VecDeque::new(),
@@ -203,12 +207,16 @@ impl World {
     }
 
     pub(super) fn counters(&self) -> Counters {
+        let counts: Vec<_> = self.devices.iter().map(|device| device.keys.counts()).collect();
         let posted = self.queue_pairs.values().map(|state| state.sends.len() + state.receives.len());
         let shared = self.receive_queues.values().map(|queue| queue.requests.len());
         Counters {
             open_devices: self.devices.iter().filter(|device| device.opened.strong_count() > 0).count(),
             queue_pairs: self.queue_pairs.len(),
-            regions: self.devices.iter().map(|device| device.keys.count()).sum(),
+            regions: counts.iter().map(|counts| counts.0).sum(),
+            windows: counts.iter().map(|counts| counts.1).sum(),
+            bound_windows: counts.iter().map(|counts| counts.2).sum(),
+            registrations: counts.iter().map(|counts| counts.3).sum(),
             receive_queues: self.receive_queues.len(),
             work_requests: posted.chain(shared).sum(),
             ..self.tally

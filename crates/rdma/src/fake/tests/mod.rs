@@ -5,3 +5,4 @@ mod faults;
 mod harness;
 mod lifetimes;
 mod rules;
+mod windows;
