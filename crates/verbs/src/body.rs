@@ -11,16 +11,18 @@ use rdma_sys::{
     ibv_req_notify_cq, ibv_wc, ibv_wc_flags, ibv_wc_opcode,
 };
 use secure_rdma_rdma::{
-    Completion, CompletionKind, Error, ErrorCode, PostError, QpState, Qpn, QueuePairConfig, QueuePairHandler,
-    RKey, ReceiveRequest, Result, SendRequest, Slice, WcStatus,
+    Completion, CompletionKind, Error, ErrorCode, MemoryWindow, PostError, QpState, Qpn, QueuePairConfig,
+    QueuePairHandler, RKey, ReceiveRequest, Result, SendOperation, SendRequest, Slice, WcStatus,
 };
 
 use crate::core::{Core, Owner, lock};
 use crate::errno;
 use crate::memlock;
 use crate::posting::{self, ReceiveList, SendQueue};
+use crate::private::PrivateDomain;
 use crate::shared::SharedQueue;
 use crate::slots;
+use crate::window::VerbsWindow;
 
 /// Where a queue pair's receives come from.
 enum Receives {
@@ -39,6 +41,9 @@ pub(crate) struct Body {
     dropped: AtomicBool,
     sends: Mutex<SendQueue>,
     receives: Receives,
+    /// Windows that were bound here: given back before the queue pair.
+    windows: Mutex<Vec<Weak<dyn MemoryWindow>>>,
+    private: Option<Arc<PrivateDomain>>,
     handler: Weak<dyn QueuePairHandler>,
 }
 
@@ -50,7 +55,11 @@ unsafe impl Sync for Body {}
 impl Body {
     /// Makes the completion queue and the queue pair. The completion queue holds a completion for every work
     /// request that can be outstanding, so that it cannot overrun.
-    pub(crate) fn make(owner: &Owner, config: &QueuePairConfig) -> Result<Self> {
+    pub(crate) fn make(
+        owner: &Owner,
+        private: Option<&Arc<PrivateDomain>>,
+        config: &QueuePairConfig,
+    ) -> Result<Self> {
         let shared = match &config.receive_queue {
             Some(queue) => Some(SharedQueue::of(queue.as_ref(), owner)?),
             None => None,
@@ -82,8 +91,9 @@ impl Body {
             qp_type: ibv_qp_type::IBV_QPT_RC,
             sq_sig_all: 1,
         };
+        let domain = private.map_or_else(|| owner.domain.domain(), |private| private.domain());
         // SAFETY: the domain, the completion queue and the shared queue are alive.
-        let qp = unsafe { (verbs.ibv_create_qp)(owner.domain.domain(), &raw mut init) };
+        let qp = unsafe { (verbs.ibv_create_qp)(domain, &raw mut init) };
         let made = NonNull::new(qp).and_then(|qp| {
             // SAFETY: the queue pair was made just above.
             Some((qp, Qpn::new(unsafe { qp.as_ref() }.qp_num)?))
@@ -108,6 +118,8 @@ impl Body {
             dropped: AtomicBool::new(false),
             sends: Mutex::new(SendQueue::new(config.max_send, config.max_sge)),
             receives,
+            windows: Mutex::default(),
+            private: private.cloned(),
             handler: Weak::clone(&config.handler),
         })
     }
@@ -232,7 +244,14 @@ impl Body {
         requests: &[SendRequest],
     ) -> std::result::Result<(), PostError> {
         posting::may_send(self.state())?;
-        lock(&self.sends).post(core, requests, |first, bad| {
+        for request in requests {
+            if let SendOperation::Bind { window, .. } = &request.operation {
+                let mut windows = lock(&self.windows);
+                windows.retain(|known| known.strong_count() > 0);
+                windows.push(Arc::downgrade(window));
+            }
+        }
+        lock(&self.sends).post(core, self.private.as_ref(), requests, |first, bad| {
             // SAFETY: the queue pair lives until the body is destroyed, and the chain until the call returns.
             unsafe { ibv_post_send(self.qp(), first, bad) }
         })
@@ -249,7 +268,7 @@ impl Body {
             return Err(PostError { posted: 0, error: Error::new(ErrorCode::InvalidArgument, message) });
         };
         posting::may_receive(self.state())?;
-        lock(list).post(core, requests, "ibv_post_recv", |first, bad| {
+        lock(list).post(core, self.private.as_ref(), requests, "ibv_post_recv", |first, bad| {
             // SAFETY: the queue pair lives until the body is destroyed, and the chain until the call returns.
             unsafe { ibv_post_recv(self.qp(), first, bad) }
         })
@@ -261,6 +280,11 @@ impl Body {
     /// Tells whether the device has let go of the memory of what was outstanding.
     pub(crate) fn destroy(&self, core: &Core, buffer: &mut [ibv_wc]) -> bool {
         let verbs = core.verbs();
+        for window in lock(&self.windows).drain(..).filter_map(|window| window.upgrade()) {
+            if let Some(window) = window.as_any().downcast_ref::<VerbsWindow>() {
+                window.release();
+            }
+        }
         if matches!(self.receives, Receives::Shared(_)) {
             // ERR makes the driver finish the receive that it is writing to; destroying would forget it.
             crate::modify::to_error(core, self);

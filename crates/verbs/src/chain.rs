@@ -4,10 +4,12 @@ use std::ffi::c_int;
 use std::ptr;
 
 use rdma_sys::{
-    atomic_t, ibv_recv_wr, ibv_send_flags, ibv_send_wr, ibv_sge, ibv_wr_opcode,
+    atomic_t, bind_mw_tso_union_t, ibv_recv_wr, ibv_send_flags, ibv_send_wr, ibv_sge, ibv_wr_opcode,
     imm_data_invalidated_rkey_union_t, rdma_t, wr_t,
 };
 use secure_rdma_rdma::{SendFlags, SendOperation, SendRequest, Slice};
+
+use crate::window::VerbsWindow;
 
 /// A request of a chain: the two kinds link in the same way.
 pub(crate) trait Link {
@@ -107,15 +109,15 @@ impl Chain<ibv_send_wr> {
         if request.flags.contains(SendFlags::SOLICITED) {
             wr.send_flags |= ibv_send_flags::IBV_SEND_SOLICITED.0;
         }
-        match request.operation {
-            SendOperation::Send { immediate } => {
+        match &request.operation {
+            &SendOperation::Send { immediate } => {
                 wr.opcode = ibv_wr_opcode::IBV_WR_SEND;
                 if immediate.is_some() {
                     wr.opcode = ibv_wr_opcode::IBV_WR_SEND_WITH_IMM;
                 }
                 wr.imm_data_invalidated_rkey_union = on_the_wire(immediate);
             }
-            SendOperation::Write { remote, immediate } => {
+            &SendOperation::Write { remote, immediate } => {
                 wr.opcode = ibv_wr_opcode::IBV_WR_RDMA_WRITE;
                 if immediate.is_some() {
                     wr.opcode = ibv_wr_opcode::IBV_WR_RDMA_WRITE_WITH_IMM;
@@ -123,27 +125,36 @@ impl Chain<ibv_send_wr> {
                 wr.imm_data_invalidated_rkey_union = on_the_wire(immediate);
                 wr.wr = wr_t { rdma: rdma_t { remote_addr: remote.address, rkey: remote.rkey.expose() } };
             }
-            SendOperation::Read { remote } => {
+            &SendOperation::Read { remote } => {
                 wr.opcode = ibv_wr_opcode::IBV_WR_RDMA_READ;
                 wr.wr = wr_t { rdma: rdma_t { remote_addr: remote.address, rkey: remote.rkey.expose() } };
             }
-            SendOperation::CompareSwap { remote, compare, swap } => {
+            &SendOperation::CompareSwap { remote, compare, swap } => {
                 wr.opcode = ibv_wr_opcode::IBV_WR_ATOMIC_CMP_AND_SWP;
                 let (remote_addr, rkey) = (remote.address, remote.rkey.expose());
                 wr.wr = wr_t { atomic: atomic_t { remote_addr, compare_add: compare, swap, rkey } };
             }
-            SendOperation::FetchAdd { remote, add } => {
+            &SendOperation::FetchAdd { remote, add } => {
                 wr.opcode = ibv_wr_opcode::IBV_WR_ATOMIC_FETCH_AND_ADD;
                 let (remote_addr, rkey) = (remote.address, remote.rkey.expose());
                 wr.wr = wr_t { atomic: atomic_t { remote_addr, compare_add: add, swap: 0, rkey } };
             }
             SendOperation::SendInvalidate { rkey } => {
                 wr.opcode = ibv_wr_opcode::IBV_WR_SEND_WITH_INV;
-                wr.imm_data_invalidated_rkey_union =
-                    imm_data_invalidated_rkey_union_t { invalidated_rkey: rkey.expose() };
+                wr.imm_data_invalidated_rkey_union.invalidated_rkey = rkey.expose();
             }
-            // Refused by `posting::check_send`: they never come here.
-            SendOperation::Bind { .. } | SendOperation::Invalidate { .. } => {}
+            SendOperation::Bind { window, rkey, target, access } => {
+                wr.opcode = ibv_wr_opcode::IBV_WR_BIND_MW;
+                let window = window.as_any().downcast_ref::<VerbsWindow>();
+                if let Some(bind_mw) = window.and_then(|window| window.binding(*rkey, target, *access)) {
+                    wr.bind_mw_tso_union = bind_mw_tso_union_t { bind_mw };
+                }
+            }
+            SendOperation::Invalidate { rkey } => {
+                wr.opcode = ibv_wr_opcode::IBV_WR_LOCAL_INV;
+                wr.send_flags |= ibv_send_flags::IBV_SEND_FENCE.0;
+                wr.imm_data_invalidated_rkey_union.invalidated_rkey = rkey.expose();
+            }
         }
         self.requests.push(wr);
     }

@@ -18,7 +18,7 @@ use crate::errno;
 use crate::fork::Opener;
 use crate::gone::Gone;
 use crate::library::Verbs;
-use crate::listing::SharedLimits;
+use crate::listing::{Features, SharedLimits};
 
 /// Locks, whatever a panicking thread left: every critical section here leaves its data whole.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -35,6 +35,8 @@ pub(crate) struct Core {
     pub(crate) limits: DeviceLimits,
     /// What the driver says of its shared receive queues.
     pub(crate) shared: SharedLimits,
+    /// What it has beside that.
+    pub(crate) features: Features,
     /// The process that opened it.
     pub(crate) opener: Opener,
     /// Context, protection domain, completion channel.
@@ -56,6 +58,7 @@ impl Core {
         node: String,
         limits: DeviceLimits,
         shared: SharedLimits,
+        features: Features,
         domain: Domain,
     ) -> Result<Self> {
         // SAFETY: eventfd takes two numbers.
@@ -71,6 +74,7 @@ impl Core {
             node,
             limits,
             shared,
+            features,
             opener: Opener::current(),
             domain,
             bodies: Mutex::default(),

@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use secure_rdma_rdma::{
     Access, Addressing, Device, DeviceInfo, DeviceLimits, Devices, Error, ErrorCode, Establish, GoneNotice,
-    LocalAddress, Memory, QueuePair, QueuePairConfig, ReceiveQueue, Region, Result,
+    LocalAddress, Memory, MemoryWindow, QueuePair, QueuePairConfig, ReceiveQueue, Region, Result,
 };
 
 use crate::context::{DeviceList, Domain};
 use crate::core::{Core, Owner};
 use crate::library::{self, Loaded};
-use crate::{establish, interfaces, listing, queue_pair, region, service, shared, sysfs};
+use crate::private::PrivateDevice;
+use crate::{establish, interfaces, listing, queue_pair, region, service, shared, sysfs, window};
 
 /// The open devices of the process, by name. Opening the same one twice at once gives one.
 static OPEN: Mutex<Option<HashMap<String, Weak<Owner>>>> = Mutex::new(None);
@@ -80,9 +81,9 @@ fn open_new(name: &str) -> Result<Arc<Owner>> {
         return Err(Error::new(ErrorCode::DeviceUnsupported, format!("{name} cannot be used: {why}")));
     }
     let context = device.open()?;
-    let (limits, shared) = listing::limits_of(&context)?;
+    let (limits, shared, features) = listing::limits_of(&context)?;
     let domain = Domain::make(context)?;
-    let core = Arc::new(Core::new(name.to_owned(), device.node(), limits, shared, domain)?);
+    let core = Arc::new(Core::new(name.to_owned(), device.node(), limits, shared, features, domain)?);
     service::start(Arc::clone(&core))?;
     Ok(Arc::new(Owner::new(core)))
 }
@@ -116,7 +117,30 @@ impl Device for VerbsDevice {
     }
 
     fn register(&self, memory: Arc<Memory>, access: Access) -> Result<Arc<Region>> {
-        region::register(&self.owner, memory, access)
+        let whole = (0, memory.len());
+        region::register(&self.owner, None, memory, whole, access)
+    }
+
+    fn register_range(
+        &self,
+        memory: Arc<Memory>,
+        offset: usize,
+        length: usize,
+        access: Access,
+    ) -> Result<Arc<Region>> {
+        region::register(&self.owner, None, memory, (offset, length), access)
+    }
+
+    fn create_memory_window(&self) -> Result<Option<Arc<dyn MemoryWindow>>> {
+        window::create(&self.owner, None)
+    }
+
+    fn private_domain(&self) -> Result<Option<Arc<dyn Device>>> {
+        if self.owner.features.windows {
+            return Ok(None);
+        }
+        let device = Arc::new(Self { owner: Arc::clone(&self.owner) });
+        PrivateDevice::make(&self.owner, device).map(Some)
     }
 
     fn create_receive_queue(&self, capacity: u32) -> Result<Option<Arc<dyn ReceiveQueue>>> {
@@ -124,7 +148,7 @@ impl Device for VerbsDevice {
     }
 
     fn create_queue_pair(&self, config: QueuePairConfig) -> Result<Arc<dyn QueuePair>> {
-        queue_pair::create(&self.owner, &config)
+        queue_pair::create(&self.owner, None, &config)
     }
 
     fn establish(&self, local: &LocalAddress, addressing: Addressing) -> Result<Box<dyn Establish>> {

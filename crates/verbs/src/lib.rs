@@ -23,6 +23,7 @@ mod listing;
 mod memlock;
 mod modify;
 mod posting;
+mod private;
 mod queue_pair;
 mod region;
 mod resolve;
@@ -32,5 +33,6 @@ mod slots;
 mod sysfs;
 #[doc(hidden)]
 pub mod testing;
+mod window;
 
 pub use device::Verbs;

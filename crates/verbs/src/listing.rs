@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use rdma_sys::{ibv_device_attr, ibv_gid_entry, ibv_port_attr, ibv_port_state, ibv_transport_type};
+use rdma_sys::{
+    ibv_atomic_cap, ibv_device_attr, ibv_device_cap_flags, ibv_gid_entry, ibv_port_attr, ibv_port_state,
+    ibv_transport_type,
+};
 use secure_rdma_rdma::{
     DeviceInfo, DeviceKind, DeviceLimits, Gid, GidEntry, GidKind, Lid, LinkLayer, PathMtu, PortInfo,
     PortState, Result,
@@ -177,8 +180,28 @@ pub(crate) struct SharedLimits {
     pub(crate) max_sge: u32,
 }
 
+/// What a device has or has not.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Features {
+    /// Type 2 memory windows.
+    pub(crate) windows: bool,
+    /// Atomics as responder. Where there are none, some drivers refuse a queue pair that allows them.
+    pub(crate) atomics: bool,
+}
+
+impl Features {
+    fn of(attributes: &ibv_device_attr) -> Self {
+        let type_2 = ibv_device_cap_flags::IBV_DEVICE_MEM_WINDOW_TYPE_2A.0
+            | ibv_device_cap_flags::IBV_DEVICE_MEM_WINDOW_TYPE_2B.0;
+        Self {
+            windows: attributes.device_cap_flags & type_2 != 0 && attributes.max_mw > 0,
+            atomics: attributes.atomic_cap != ibv_atomic_cap::IBV_ATOMIC_NONE,
+        }
+    }
+}
+
 /// The limits of an open device.
-pub(crate) fn limits_of(context: &Context) -> Result<(DeviceLimits, SharedLimits)> {
+pub(crate) fn limits_of(context: &Context) -> Result<(DeviceLimits, SharedLimits, Features)> {
     let attributes = context.attributes()?;
     let mut max_message = MAX_MESSAGE;
     for number in 1..=attributes.phys_port_cnt {
@@ -186,7 +209,7 @@ pub(crate) fn limits_of(context: &Context) -> Result<(DeviceLimits, SharedLimits
     }
     let max_sge = u32::try_from(attributes.max_srq_sge).unwrap_or(0);
     let shared = SharedLimits { max_receives: shared_receives(&attributes), max_sge };
-    Ok((limits(&attributes, max_message), shared))
+    Ok((limits(&attributes, max_message), shared, Features::of(&attributes)))
 }
 
 #[cfg(test)]
@@ -198,6 +221,21 @@ mod tests {
         assert_eq!(unusable(0), None);
         assert!(unusable(1).unwrap().contains("iWARP"));
         assert!(unusable(2).is_some());
+    }
+
+    #[test]
+    fn windows_of_type_1_alone_are_none() {
+        // SAFETY: the structure holds numbers only, for which zero is a value.
+        let mut attributes: ibv_device_attr = unsafe { std::mem::zeroed() };
+        attributes.max_mw = 7;
+        attributes.device_cap_flags = 1 << 17;
+        assert!(!Features::of(&attributes).windows && !Features::of(&attributes).atomics);
+        for bit in [1 << 23, 1 << 24] {
+            attributes.device_cap_flags = bit;
+            assert!(Features::of(&attributes).windows);
+        }
+        (attributes.max_mw, attributes.atomic_cap) = (0, 1);
+        assert!(!Features::of(&attributes).windows && Features::of(&attributes).atomics);
     }
 
     #[test]

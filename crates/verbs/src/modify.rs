@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 
 use rdma_sys::{ibv_ah_attr, ibv_gid, ibv_global_route, ibv_qp_attr};
-use secure_rdma_rdma::{AddressVector, AttrMask, Error, ErrorCode, QpAttr, QpState};
+use secure_rdma_rdma::{Access, AddressVector, AttrMask, Error, ErrorCode, QpAttr, QpState};
 
 use crate::body::Body;
 use crate::core::Core;
@@ -59,6 +59,9 @@ fn translate(from: QpState, attr: &QpAttr) -> ibv_qp_attr {
 /// Calls the driver with any mask, asking no table. Gives the driver's errno.
 pub(crate) fn raw(core: &Core, body: &Body, attr: &QpAttr, mask: AttrMask) -> Result<(), i32> {
     let mut raw = translate(body.state(), attr);
+    if !core.features.atomics {
+        raw.qp_access_flags &= !Access::REMOTE_ATOMIC.bits();
+    }
     let mask = c_int::try_from(mask.bits()).unwrap_or(c_int::MAX);
     // SAFETY: the queue pair is alive, and `raw` is a valid structure.
     let answer = unsafe { (core.verbs().ibv_modify_qp)(body.qp(), &raw mut raw, mask) };

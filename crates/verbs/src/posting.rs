@@ -1,6 +1,7 @@
 //! Posting: the list is judged, numbered, handed to the driver in one call, and what it refused is taken back.
 
 use std::ffi::c_int;
+use std::sync::Arc;
 
 use rdma_sys::{ibv_recv_wr, ibv_send_wr};
 use secure_rdma_rdma::{
@@ -10,8 +11,10 @@ use secure_rdma_rdma::{
 use crate::chain::{Chain, Link};
 use crate::core::Core;
 use crate::errno;
+use crate::private::PrivateDomain;
 use crate::region::check_slices;
 use crate::slots::{ReceiveSlots, SendRing};
+use crate::window::VerbsWindow;
 
 /// A send queue: what is outstanding, and the buffers for the next list.
 pub(crate) struct SendQueue {
@@ -30,13 +33,14 @@ impl SendQueue {
     pub(crate) fn post(
         &mut self,
         core: &Core,
+        private: Option<&Arc<PrivateDomain>>,
         requests: &[SendRequest],
         driver: impl FnOnce(*mut ibv_send_wr, *mut *mut ibv_send_wr) -> c_int,
     ) -> std::result::Result<(), PostError> {
         self.chain.clear();
         let mut refusal = None;
         for request in requests {
-            let wr_id = match check_send(core, request, self.max_sge) {
+            let wr_id = match check_send(core, private, request, self.max_sge) {
                 Ok(()) => self.ring.push(request.id, &request.local),
                 Err(error) => {
                     refusal = Some(error);
@@ -50,6 +54,13 @@ impl SendQueue {
             self.chain.push(wr_id, request);
         }
         let (posted, errno) = hand_over(&mut self.chain, driver);
+        for request in requests.iter().take(posted) {
+            if let SendOperation::Bind { window, rkey, .. } = &request.operation
+                && let Some(window) = window.as_any().downcast_ref::<VerbsWindow>()
+            {
+                window.posted(*rkey);
+            }
+        }
         let mut retired = Vec::new();
         self.ring.take_back(self.chain.len() - posted, &mut retired);
         outcome(posted, errno, refusal, "ibv_post_send")
@@ -79,6 +90,7 @@ impl ReceiveList {
     pub(crate) fn post(
         &mut self,
         core: &Core,
+        private: Option<&Arc<PrivateDomain>>,
         requests: &[ReceiveRequest],
         syscall: &'static str,
         driver: impl FnOnce(*mut ibv_recv_wr, *mut *mut ibv_recv_wr) -> c_int,
@@ -87,7 +99,7 @@ impl ReceiveList {
         self.numbers.clear();
         let mut refusal = None;
         for request in requests {
-            let wr_id = match check_slices(core, &request.local, self.max_sge) {
+            let wr_id = match check_slices(core, private, &request.local, self.max_sge) {
                 Ok(_) => self.slots.insert(request.id, &request.local),
                 Err(error) => {
                     refusal = Some(error);
@@ -163,11 +175,21 @@ fn full(queue: &str) -> Error {
     Error::new(ErrorCode::QueueFull, format!("the {queue} has no room: wait for completions"))
 }
 
-fn check_send(core: &Core, request: &SendRequest, max_sge: u32) -> Result<()> {
-    let total = check_slices(core, &request.local, max_sge)?;
-    if request.operation.is_local() {
-        let message = format!("memory windows are not used on verbs devices ({}) yet", core.name);
+fn check_send(
+    core: &Core,
+    private: Option<&Arc<PrivateDomain>>,
+    request: &SendRequest,
+    max_sge: u32,
+) -> Result<()> {
+    let total = check_slices(core, private, &request.local, max_sge)?;
+    if request.operation.is_local() && !request.local.is_empty() {
+        let message = "a bind and an invalidate take no local bytes";
         return Err(Error::new(ErrorCode::InvalidArgument, message));
+    }
+    if let SendOperation::Bind { window, target, .. } = &request.operation {
+        VerbsWindow::of(window, core, private)?;
+        check_slices(core, private, std::slice::from_ref(target), 1)?;
+        return Ok(());
     }
     let (SendOperation::CompareSwap { remote, .. } | SendOperation::FetchAdd { remote, .. }) =
         request.operation

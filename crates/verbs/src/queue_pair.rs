@@ -10,6 +10,7 @@ use secure_rdma_rdma::{
 use crate::body::Body;
 use crate::core::{Owner, lock};
 use crate::modify;
+use crate::private::PrivateDomain;
 
 /// A queue pair. Dropping it hands the body to the service thread, which destroys it: that may happen inside a
 /// handler's callback.
@@ -21,9 +22,13 @@ pub(crate) struct VerbsQueuePair {
 }
 
 /// Makes a queue pair in RESET.
-pub(crate) fn create(owner: &Arc<Owner>, config: &QueuePairConfig) -> Result<Arc<dyn QueuePair>> {
+pub(crate) fn create(
+    owner: &Arc<Owner>,
+    private: Option<&Arc<PrivateDomain>>,
+    config: &QueuePairConfig,
+) -> Result<Arc<dyn QueuePair>> {
     owner.check()?;
-    let body = Arc::new(Body::make(owner, config)?);
+    let body = Arc::new(Body::make(owner, private, config)?);
     owner.insert(Arc::clone(&body));
     let pair = Arc::new(VerbsQueuePair { body, owner: Arc::clone(owner), moving: Mutex::new(()) });
     if pair.body.arm() != 0 {

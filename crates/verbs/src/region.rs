@@ -10,10 +10,14 @@ use secure_rdma_rdma::{Access, Error, ErrorCode, LKey, Memory, RKey, Region, Reg
 use crate::core::{Core, Owner};
 use crate::errno;
 use crate::memlock;
+use crate::private::PrivateDomain;
 
 /// A memory region of the driver's, deregistered when dropped.
 struct VerbsRegistration {
     mr: NonNull<ibv_mr>,
+    /// What of the memory is registered.
+    range: (usize, usize),
+    private: Option<Arc<PrivateDomain>>,
     owner: Arc<Owner>,
 }
 
@@ -33,9 +37,20 @@ impl Drop for VerbsRegistration {
     }
 }
 
-/// Registers `memory` in the device's protection domain.
-pub(crate) fn register(owner: &Arc<Owner>, memory: Arc<Memory>, access: Access) -> Result<Arc<Region>> {
+/// Registers `length` bytes of `memory` from `offset`, in the device's protection domain or in a private one.
+pub(crate) fn register(
+    owner: &Arc<Owner>,
+    private: Option<&Arc<PrivateDomain>>,
+    memory: Arc<Memory>,
+    (offset, length): (usize, usize),
+    access: Access,
+) -> Result<Arc<Region>> {
     owner.check()?;
+    if length == 0 || offset.checked_add(length).is_none_or(|end| end > memory.len()) {
+        let message =
+            format!("{length} bytes at offset {offset} cannot be registered: they are not all inside");
+        return Err(Error::new(ErrorCode::InvalidArgument, message));
+    }
     // The driver refuses remote writing without local writing.
     let mut access = access;
     if access.intersects(Access::REMOTE_WRITE | Access::REMOTE_ATOMIC) {
@@ -43,18 +58,29 @@ pub(crate) fn register(owner: &Arc<Owner>, memory: Arc<Memory>, access: Access) 
     }
     let flags = c_int::try_from(access.bits()).unwrap_or(c_int::MAX);
     let address = memory.address();
+    let domain = private.map_or_else(|| owner.domain.domain(), |private| private.domain());
+    let first = address.as_ptr().wrapping_add(offset);
     // SAFETY: the memory is mapped, and the region that is made keeps it so until it is deregistered.
-    let mr = unsafe {
-        (owner.verbs().ibv_reg_mr)(owner.domain.domain(), address.as_ptr().cast(), memory.len(), flags)
-    };
+    let mr = unsafe { (owner.verbs().ibv_reg_mr)(domain, first.cast(), length, flags) };
     let Some(mr) = NonNull::new(mr) else {
-        return Err(refused(owner, memory.len(), errno::last()));
+        return Err(refused(owner, length, errno::last()));
     };
     // SAFETY: the region was made just above.
     let keys = unsafe { mr.as_ref() };
     let (lkey, rkey) = (LKey(keys.lkey), RKey::new(keys.rkey));
-    let registration = Box::new(VerbsRegistration { mr, owner: Arc::clone(owner) });
+    let registration = Box::new(VerbsRegistration {
+        mr,
+        range: (offset, length),
+        private: private.cloned(),
+        owner: Arc::clone(owner),
+    });
     Ok(Arc::new(Region::new(registration, memory, address.as_ptr() as u64, lkey, rkey)))
+}
+
+/// The driver's region.
+pub(crate) fn raw(region: &Region) -> Option<NonNull<ibv_mr>> {
+    let registration: &dyn std::any::Any = region.registration();
+    registration.downcast_ref::<VerbsRegistration>().map(|registration| registration.mr)
 }
 
 fn refused(core: &Core, length: usize, errno: i32) -> Error {
@@ -72,7 +98,12 @@ fn refused(core: &Core, length: usize, errno: i32) -> Error {
 }
 
 /// Judges the local bytes of a work request before the driver sees them.
-pub(crate) fn check_slices(core: &Core, slices: &[Slice], max_sge: u32) -> Result<u64> {
+pub(crate) fn check_slices(
+    core: &Core,
+    private: Option<&Arc<PrivateDomain>>,
+    slices: &[Slice],
+    max_sge: u32,
+) -> Result<u64> {
     let invalid = |message: String| Err(Error::new(ErrorCode::InvalidArgument, message));
     if slices.len() > max_sge as usize {
         return invalid(format!("{} pieces in a work request; the queue pair takes {max_sge}", slices.len()));
@@ -90,7 +121,12 @@ pub(crate) fn check_slices(core: &Core, slices: &[Slice], max_sge: u32) -> Resul
         let registration: &dyn std::any::Any = slice.region.registration();
         let ours = registration
             .downcast_ref::<VerbsRegistration>()
-            .is_some_and(|registration| std::ptr::eq(&raw const **registration.owner, core));
+            .filter(|registration| std::ptr::eq(&raw const **registration.owner, core))
+            .filter(|registration| PrivateDomain::same(registration.private.as_ref(), private))
+            .is_some_and(|registration| {
+                let (first, length) = registration.range;
+                slice.offset >= first && slice.offset + slice.length <= first + length
+            });
         if !ours {
             return invalid(format!("the region is not registered on this {}", core.name));
         }

@@ -118,7 +118,7 @@ impl ReceiveQueue for VerbsReceiveQueue {
     fn post_receive(&self, requests: &[ReceiveRequest]) -> std::result::Result<(), PostError> {
         let queue = &self.0;
         queue.owner.opener.check().map_err(|error| PostError { posted: 0, error })?;
-        lock(&queue.list).post(&queue.owner, requests, "ibv_post_srq_recv", |first, bad| {
+        lock(&queue.list).post(&queue.owner, None, requests, "ibv_post_srq_recv", |first, bad| {
             // SAFETY: the queue lives as long as `self`, and the chain until the call returns.
             unsafe { ibv_post_srq_recv(queue.raw(), first, bad) }
         })
