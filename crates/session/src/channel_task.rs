@@ -15,11 +15,14 @@ use tokio::time::Sleep;
 use crate::UpperLayer;
 use crate::channel::{Broken, Channel, Incoming};
 use crate::control::{Order, Orders};
-use crate::frame::Frame;
+use crate::frame::{Frame, Told};
 use crate::keep_alive::{Pulse, Verdict};
 
 /// How often the upper layer is ticked, and the pulse asked at least: well within a second.
 pub(crate) const TICK: Duration = Duration::from_millis(250);
+
+/// Bytes that may wait in the channel before more is told: the rest of its room is for what must be said.
+const TELL_AHEAD: usize = 16 * 1024;
 
 /// Keeps one control channel until it ends.
 pub(crate) struct ChannelTask<U, S> {
@@ -68,7 +71,10 @@ impl<U: UpperLayer, S: AsyncRead + AsyncWrite + Unpin> ChannelTask<U, S> {
 
     /// Runs to the end: `Ok` for a close in order.
     pub(crate) async fn run(mut self) -> Result<()> {
-        match self.serve().await {
+        let over = self.serve().await;
+        self.tell_the_rest(&over);
+        self.orders.end_telling();
+        match over {
             Over::Close => self.close().await,
             Over::PeerClosed => self.answer_close().await,
             Over::Destroy(reason) => {
@@ -115,10 +121,41 @@ impl<U: UpperLayer, S: AsyncRead + AsyncWrite + Unpin> ChannelTask<U, S> {
         if let Some(order) = self.orders.poll(cx) {
             return Poll::Ready(Next::Ordered(order));
         }
-        if let Poll::Ready(received) = self.channel.poll_receive(cx) {
-            return Poll::Ready(Next::Received(received));
+        loop {
+            self.tell_more();
+            if let Poll::Ready(received) = self.channel.poll_receive(cx) {
+                return Poll::Ready(Next::Received(received));
+            }
+            // What was written at once made room that nobody would wake us for.
+            if self.channel.pending() >= TELL_AHEAD || !self.orders.has_telling() {
+                break;
+            }
         }
         sleep.poll(cx).map(|()| Next::Time)
+    }
+
+    /// Hands what is to be told to the channel, as far as it has room beside what else it must be able to say.
+    fn tell_more(&mut self) {
+        while self.channel.pending() < TELL_AHEAD
+            && let Some(message) = self.orders.next_telling()
+        {
+            self.channel.queue(&Frame::Tell(Told(message)));
+        }
+        if self.orders.has_room_again() {
+            self.upper.may_tell();
+        }
+    }
+
+    /// What was told before our close goes out before it, as far as the channel has room at all.
+    fn tell_the_rest(&mut self, over: &Over) {
+        if !matches!(over, Over::Close) {
+            return;
+        }
+        while let Some(message) = self.orders.next_telling() {
+            if !self.channel.queue(&Frame::Tell(Told(message))) {
+                return;
+            }
+        }
     }
 
     fn received(&mut self, received: Result<Incoming, Broken>) -> Option<Over> {
@@ -128,6 +165,7 @@ impl<U: UpperLayer, S: AsyncRead + AsyncWrite + Unpin> ChannelTask<U, S> {
                 self.pulse.heard(Instant::now());
                 match frame {
                     Frame::KeepAlive => None,
+                    Frame::Tell(Told(message)) => self.upper.told(&message).err().map(Over::Fault),
                     Frame::Close => {
                         self.upper.peer_closed();
                         Some(Over::PeerClosed)

@@ -1,5 +1,6 @@
 //! The handle of a control channel.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
@@ -12,6 +13,7 @@ use tokio::sync::watch;
 use crate::UpperLayer;
 use crate::channel_task::{ChannelTask, TICK};
 use crate::farewell::TlsChannel;
+use crate::frame::MAX_TOLD;
 use crate::keep_alive::Pulse;
 
 /// What the handle asks of the task.
@@ -22,12 +24,30 @@ pub(crate) enum Order {
     Destroy(Error),
 }
 
-/// The last order, and the task that waits for it.
-#[derive(Debug, Default)]
-pub(crate) struct Orders(Mutex<(Option<Order>, Option<Waker>)>);
+/// What may wait to be told, in bytes, each message counting 64 besides its own.
+const MAX_TELLING: usize = 64 * 1024;
+
+/// What a message costs beside its bytes.
+const TELLING_COST: usize = 64;
+
+/// The last order, what is to be told, and the task that waits for either.
+#[derive(Default)]
+pub(crate) struct Orders(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    order: Option<Order>,
+    waker: Option<Waker>,
+    telling: VecDeque<Vec<u8>>,
+    telling_cost: usize,
+    /// Somebody was refused for lack of room.
+    refused: bool,
+    /// The channel has ended, or is about to: nothing is told any more.
+    over: bool,
+}
 
 impl Orders {
-    fn inner(&self) -> MutexGuard<'_, (Option<Order>, Option<Waker>)> {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -35,10 +55,10 @@ impl Orders {
     fn give(&self, order: Order) {
         let waker = {
             let mut inner = self.inner();
-            if !matches!(inner.0, Some(Order::Destroy(_))) {
-                inner.0 = Some(order);
+            if !matches!(inner.order, Some(Order::Destroy(_))) {
+                inner.order = Some(order);
             }
-            inner.1.take()
+            inner.waker.take()
         };
         if let Some(waker) = waker {
             waker.wake();
@@ -48,10 +68,59 @@ impl Orders {
     /// The order, or `None` and the task is woken when there is one.
     pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Option<Order> {
         let mut inner = self.inner();
-        if inner.0.is_none() || inner.1.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
-            inner.1 = Some(cx.waker().clone());
+        if inner.waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
+            inner.waker = Some(cx.waker().clone());
         }
-        inner.0.clone()
+        inner.order.clone()
+    }
+
+    fn tell(&self, message: Vec<u8>) -> Result<()> {
+        let waker = {
+            let mut inner = self.inner();
+            if inner.over || inner.order.is_some() {
+                return Err(Error::new(ErrorCode::Closed, "the control channel is closed"));
+            }
+            if inner.telling_cost + message.len() + TELLING_COST > MAX_TELLING {
+                inner.refused = true;
+                return Err(Error::new(
+                    ErrorCode::SendBufferFull,
+                    "the peer does not read what it is told over the control channel",
+                ));
+            }
+            inner.telling_cost += message.len() + TELLING_COST;
+            inner.telling.push_back(message);
+            inner.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    /// The next message to tell. The caller has registered its waker with [`Orders::poll`].
+    pub(crate) fn next_telling(&self) -> Option<Vec<u8>> {
+        let mut inner = self.inner();
+        let message = inner.telling.pop_front()?;
+        inner.telling_cost -= message.len() + TELLING_COST;
+        Some(message)
+    }
+
+    /// Whether something waits to be told.
+    pub(crate) fn has_telling(&self) -> bool {
+        !self.inner().telling.is_empty()
+    }
+
+    /// Whether somebody was refused and there is room now. Told once.
+    pub(crate) fn has_room_again(&self) -> bool {
+        let mut inner = self.inner();
+        inner.telling_cost <= MAX_TELLING / 2 && std::mem::take(&mut inner.refused)
+    }
+
+    /// Nothing is told any more.
+    pub(crate) fn end_telling(&self) {
+        let mut inner = self.inner();
+        inner.over = true;
+        inner.telling = VecDeque::new();
     }
 }
 
@@ -103,6 +172,26 @@ impl Control {
         self.ended().await
     }
 
+    /// Tells the peer's upper layer something: 1 to 2048 bytes, delivered whole and in order by
+    /// [`crate::UpperLayer::told`]. What was told before a close is delivered before it. Never blocks; about 64 KiB may
+    /// wait for a peer that reads slowly.
+    ///
+    /// # Errors
+    /// `ERR_RDMA_INVALID_ARGUMENT` for another length; `ERR_RDMA_SEND_BUFFER_FULL` when too much waits:
+    /// [`crate::UpperLayer::may_tell`] is called when there is room again; `ERR_RDMA_CLOSED` after a close or the end.
+    pub fn tell(&self, message: &[u8]) -> Result<()> {
+        if message.is_empty() || message.len() > MAX_TOLD {
+            return Err(Error::new(
+                ErrorCode::InvalidArgument,
+                format!(
+                    "a message of {} bytes over the control channel: it takes 1 to {MAX_TOLD}",
+                    message.len()
+                ),
+            ));
+        }
+        self.orders.tell(message.to_vec())
+    }
+
     /// Begins what [`Control::close`] does and returns at once. The upper layer hears the outcome: `peer_closed` when
     /// the peer's CLOSE comes (or has come), otherwise `lost`. Dropping the handle then leaves the close going on.
     pub fn begin_close(&self) {
@@ -149,7 +238,7 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        if !matches!(self.orders.inner().0, Some(Order::Close)) {
+        if !matches!(self.orders.inner().order, Some(Order::Close)) {
             self.destroy(None);
         }
     }

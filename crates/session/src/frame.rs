@@ -18,6 +18,9 @@ pub const MAX_FRAME: usize = 4096;
 /// The longest message of an ERROR frame, in characters.
 pub(crate) const MAX_ERROR_MESSAGE: usize = 256;
 
+/// The longest message of a TELL frame, in bytes.
+pub const MAX_TOLD: usize = 2048;
+
 const HEADER: usize = 4;
 
 const OFFER: u64 = 1;
@@ -26,9 +29,12 @@ const PROVEN: u64 = 3;
 const ERROR: u64 = 4;
 const KEEP_ALIVE: u64 = 5;
 const CLOSE: u64 = 6;
+const TELL: u64 = 7;
 
 const ERROR_CODE: i64 = 1;
 const ERROR_MESSAGE: i64 = 2;
+
+const TELL_BYTES: i64 = 1;
 
 /// One frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +56,18 @@ pub enum Frame {
     KeepAlive,
     /// The sender has sent its last message and reads no more.
     Close,
+    /// A message of the sender's upper layer to its peer's, 1 to 2048 bytes, which the session does not look into.
+    Tell(Told),
+}
+
+/// What a TELL carries. It may hold keys, so that it never shows in `Debug`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Told(pub Vec<u8>);
+
+impl fmt::Debug for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Told({} bytes)", self.0.len())
+    }
 }
 
 /// Why bytes are no frame.
@@ -124,6 +142,7 @@ impl Frame {
             Self::Error { .. } => "ERROR",
             Self::KeepAlive => "KEEP_ALIVE",
             Self::Close => "CLOSE",
+            Self::Tell(_) => "TELL",
         }
     }
 
@@ -152,6 +171,9 @@ impl Frame {
             }
             Self::KeepAlive => empty(&mut encoder, KEEP_ALIVE)?,
             Self::Close => empty(&mut encoder, CLOSE)?,
+            Self::Tell(Told(bytes)) => {
+                encoder.u64(TELL)?.map(1)?.i64(TELL_BYTES)?.bytes(bytes)?;
+            }
         }
         Ok(encoder.into_writer())
     }
@@ -171,6 +193,7 @@ impl Frame {
         let known: &[i64] = match kind {
             OFFER => Offer::FIELDS,
             ERROR => &[ERROR_CODE, ERROR_MESSAGE],
+            TELL => &[TELL_BYTES],
             READY | PROVEN | KEEP_ALIVE | CLOSE => &[],
             _ => return Err(FrameError::UnknownKind(kind)),
         };
@@ -181,6 +204,16 @@ impl Frame {
             PROVEN => Self::Proven,
             KEEP_ALIVE => Self::KeepAlive,
             CLOSE => Self::Close,
+            TELL => {
+                let bytes = fields.bytes(TELL_BYTES, "bytes")?;
+                if bytes.is_empty() || bytes.len() > MAX_TOLD {
+                    return Err(FrameError::Shape(format!(
+                        "the message of a TELL has {} bytes; it takes 1 to {MAX_TOLD}",
+                        bytes.len()
+                    )));
+                }
+                Self::Tell(Told(bytes.to_vec()))
+            }
             _ => {
                 let code = fields.text(ERROR_CODE, "code")?;
                 let message = fields.text(ERROR_MESSAGE, "message")?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use secure_rdma_rdma::{PathMtu, Psn, Qpn};
 
 use crate::exchange::{Action, Event, Exchange};
-use crate::{Frame, FrameDecoder, KeepAlive, Offer, Terms, VERSION};
+use crate::{Frame, FrameDecoder, KeepAlive, Offer, Terms, Told, VERSION};
 
 const OUR_BINDING: [u8; 32] = [1; 32];
 const PEER_BINDING: [u8; 32] = [2; 32];
@@ -75,6 +75,7 @@ pub fn exchange(bytes: &[u8]) {
             6 => Event::Frame(Frame::Proven),
             7 => Event::Frame(Frame::KeepAlive),
             8 => Event::Frame(Frame::Close),
+            10 => Event::Frame(Frame::Tell(Told(vec![1]))),
             9 => Event::Frame(Frame::error("ERR_RDMA_PATH", "no way")),
             15 => {
                 let Some((length, tail)) = rest.split_first() else { return };

@@ -44,7 +44,7 @@ pub use bringup::{Bringup, Init, PeerStart, QueuePairOptions, Rtr, Rts, Transiti
 pub use config::{Authorize, ConnectConfig, HandshakeFailed, KeepAlive, ListenConfig, SessionOptions};
 pub use connect::{Established, connect};
 pub use control::Control;
-pub use frame::{Frame, FrameDecoder, FrameError, MAX_FRAME};
+pub use frame::{Frame, FrameDecoder, FrameError, MAX_FRAME, MAX_TOLD, Told};
 pub use listener::{Listener, ListenerStats};
 pub use offer::{Offer, OfferError, VERSION};
 pub use report::{CertificateNames, ExposedSecrets, Report, Role, Step};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use secure_rdma_rdma::{Addressing, Device, Error, LocalAddress, PathMtu, QueuePair, Result};
+use secure_rdma_rdma::{Addressing, Device, Error, ErrorCode, LocalAddress, PathMtu, QueuePair, Result};
 
 /// What one side's upper layer states in its offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +56,21 @@ pub trait UpperLayer: Send + Sync + 'static {
     /// # Errors
     /// An error ends the connection with it.
     fn tick(&self, now: Instant) -> Result<()>;
+
+    /// The peer's upper layer has told something by [`crate::Control::tell`]: 1 to 2048 bytes, in the order of telling,
+    /// from the moment the connection is up.
+    ///
+    /// # Errors
+    /// An error ends the connection with it, and the peer is told. Without a body of its own every message is one.
+    fn told(&self, message: &[u8]) -> Result<()> {
+        Err(Error::new(
+            ErrorCode::Protocol,
+            format!("the peer told {} bytes where nothing is to be told", message.len()),
+        ))
+    }
+
+    /// There is room again for [`crate::Control::tell`], which had refused for lack of it.
+    fn may_tell(&self) {}
 
     /// The peer has closed in order: it has sent its last message and reads no more.
     fn peer_closed(&self);

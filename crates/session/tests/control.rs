@@ -9,7 +9,7 @@ use common::raw::RawClient;
 use common::stub::StubUpper;
 use common::{World, eventually};
 use secure_rdma_rdma::{Error, ErrorCode, Phase};
-use secure_rdma_session::{Established, Frame, KeepAlive};
+use secure_rdma_session::{Established, Frame, KeepAlive, MAX_TOLD, Told};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -339,6 +339,100 @@ fn our_own_stop_kills_nobody() {
     });
     done.send(()).unwrap();
     serving.join().unwrap();
+}
+
+#[tokio::test]
+async fn what_is_told_arrives_whole_and_in_order_and_before_a_close() {
+    let world = quick();
+    let (client, server) = world.pair().await;
+    let message = |i: u16| vec![i.to_le_bytes()[0]; 1 + usize::from(i) % MAX_TOLD];
+    let mut told = 0_u16;
+    while told < 3000 {
+        match client.control.tell(&message(told)) {
+            Ok(()) => told += 1,
+            Err(error) => {
+                assert_eq!(error.code(), ErrorCode::SendBufferFull);
+                // Told once that there is room: it may have been told already.
+                eventually("room again", || client.upper.record().may_tell > 0).await;
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+    server.control.tell(b"and back").unwrap();
+    client.control.close().await.unwrap();
+    assert_eq!(server.upper.record().told, (0..3000).map(message).collect::<Vec<_>>());
+    assert_eq!(client.upper.record().told, [b"and back".to_vec()]);
+    assert_eq!(client.control.tell(b"late").unwrap_err().code(), ErrorCode::Closed);
+    server.control.ended().await.unwrap();
+    assert_eq!(server.control.tell(b"late").unwrap_err().code(), ErrorCode::Closed);
+}
+
+#[tokio::test]
+async fn messages_of_a_wrong_length_are_not_told() {
+    let world = quick();
+    let (client, server) = world.pair().await;
+    for length in [0, MAX_TOLD + 1] {
+        let error = client.control.tell(&vec![1; length]).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::InvalidArgument);
+    }
+    client.control.tell(&vec![1; MAX_TOLD]).unwrap();
+    eventually("it arrives", || server.upper.record().told.len() == 1).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_read_what_it_is_told_is_refused_and_told_again_later() {
+    let mut world = quick();
+    world.options.keep_alive = KeepAlive { interval: Duration::from_secs(60), misses: 3 };
+    let (mut client, server) = with_raw(&world).await;
+    // TCP takes some megabytes at the most; then it stands.
+    let mut told = 0_u32;
+    let refused = loop {
+        match server.control.tell(&[7; MAX_TOLD]) {
+            Ok(()) => told += 1,
+            Err(error) => {
+                let before = told;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                if server.upper.record().may_tell == 0 && before == told {
+                    break error;
+                }
+            }
+        }
+        assert!(told < 100_000, "it is bounded");
+        if told.is_multiple_of(16) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    assert_eq!(refused.code(), ErrorCode::SendBufferFull);
+    for _ in 0..told {
+        assert!(matches!(client.receive().await, Some(Frame::Tell(_) | Frame::KeepAlive)));
+    }
+    eventually("room again", || server.upper.record().may_tell > 0).await;
+}
+
+#[tokio::test]
+async fn an_upper_layer_that_refuses_what_it_is_told_ends_the_connection() {
+    let world = quick();
+    let (mut client, server) = with_raw(&world).await;
+    client.send(&Frame::Tell(Told(b"fine".to_vec()))).await;
+    client.send(&Frame::Tell(Told(b"nonsense".to_vec()))).await;
+    assert_eq!(lost(&server).await.code(), ErrorCode::PeerViolation);
+    assert_eq!(client.error().await.0, "ERR_RDMA_PEER_VIOLATION");
+    assert_eq!(server.upper.record().told.len(), 2);
+}
+
+#[tokio::test]
+async fn telling_before_the_connection_is_up_is_refused() {
+    let world = quick();
+    let listener = world.listen().await;
+    for after_offer in [false, true] {
+        let mut client = RawClient::new(&world, listener.local_addr().port()).await;
+        if after_offer {
+            client.send_offer(client.offer()).await;
+        }
+        client.send(&Frame::Tell(Told(b"too early".to_vec()))).await;
+        assert_eq!(client.error().await.0, "ERR_RDMA_PROTOCOL");
+    }
+    world.gone().await;
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use secure_rdma_rdma::{Error, ErrorCode, PathMtu, Psn, Qpn};
-use secure_rdma_session::{Frame, FrameDecoder, Offer, Terms, VERSION};
+use secure_rdma_session::{Frame, FrameDecoder, MAX_TOLD, Offer, Terms, Told, VERSION};
 
 fn offer() -> Offer {
     Offer {
@@ -202,10 +202,26 @@ fn bad_inputs() -> Vec<(&'static str, Vec<u8>, ErrorCode, &'static str)> {
         ("key is a text", framed(&body(2, &[(text("a"), uint(1))])), P, "key is no number"),
         ("key above 2^63", framed(&body(2, &[(uint(1 << 63), uint(1))])), P, "key is no number"),
         ("kind 0", framed(&body(0, &[])), P, "unknown kind 0"),
-        ("kind 7", framed(&body(7, &[])), P, "unknown kind 7"),
+        ("kind 8", framed(&body(8, &[])), P, "unknown kind 8"),
         ("kind 2^64-1", framed(&body(u64::MAX, &[])), P, "unknown kind 18446744073709551615"),
         ("critical field in READY", framed(&body(2, &[(vec![0x20], uint(1))])), P, "critical field -1"),
         ("critical field in OFFER", offer_and(vec![0x38, 0x63], uint(1)), P, "critical field -100"),
+        // -- TELL
+        ("TELL without fields", framed(&body(7, &[])), P, "field 1 (bytes) is missing"),
+        (
+            "TELL of a text",
+            framed(&body(7, &[(uint(1), text("abc"))])),
+            P,
+            "field 1 (bytes) is no byte string",
+        ),
+        ("TELL of nothing", framed(&body(7, &[(uint(1), bytes(&[]))])), P, "has 0 bytes"),
+        ("TELL of 2049 bytes", framed(&body(7, &[(uint(1), bytes(&[1; 2049]))])), P, "has 2049 bytes"),
+        (
+            "critical field in TELL",
+            framed(&body(7, &[(uint(1), bytes(&[1])), (vec![0x20], uint(1))])),
+            P,
+            "critical field -1",
+        ),
         // -- ERROR
         ("ERROR without fields", framed(&body(4, &[])), P, "field 1 (code) is missing"),
         (
@@ -340,6 +356,8 @@ fn every_frame_survives_the_way() {
         Frame::error("ERR_RDMA_PATH", "no way"),
         Frame::KeepAlive,
         Frame::Close,
+        Frame::Tell(Told(vec![1])),
+        Frame::Tell(Told(vec![0xA5; MAX_TOLD])),
     ];
     let stream: Vec<u8> = frames.iter().flat_map(Frame::encode).collect();
     assert_eq!(read(&stream).unwrap(), frames);
@@ -427,6 +445,12 @@ fn an_error_frame_is_cut_and_made_printable() {
         read(&hostile).unwrap(),
         [Frame::Error { code: "ERR_RDMA_PATH".into(), message: "a\u{FFFD}\u{FFFD}b".into() }]
     );
+}
+
+#[test]
+fn debug_hides_what_is_told() {
+    let shown = format!("{:?}", Frame::Tell(Told(vec![171, 205])));
+    assert!(shown.contains("2 bytes") && !shown.contains("171"), "{shown}");
 }
 
 #[test]

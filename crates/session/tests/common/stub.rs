@@ -305,6 +305,8 @@ pub struct Record {
     pub adopted: Option<(Terms, PathMtu)>,
     pub ticks: u32,
     pub peer_closed: u32,
+    pub told: Vec<Vec<u8>>,
+    pub may_tell: u32,
     pub lost: Vec<Error>,
 }
 
@@ -369,6 +371,19 @@ impl UpperLayer for StubUpper {
     fn tick(&self, _: Instant) -> Result<()> {
         self.record.lock().unwrap().ticks += 1;
         if self.behaviour.tick_fails { Err(Error::new(ErrorCode::Work, "the probe failed")) } else { Ok(()) }
+    }
+
+    fn told(&self, message: &[u8]) -> Result<()> {
+        self.record.lock().unwrap().told.push(message.to_vec());
+        if message == b"nonsense" {
+            Err(Error::new(ErrorCode::PeerViolation, "it told nonsense"))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn may_tell(&self) {
+        self.record.lock().unwrap().may_tell += 1;
     }
 
     fn peer_closed(&self) {
