@@ -74,13 +74,20 @@ pub trait Device: Send + Sync + fmt::Debug {
         Ok(None)
     }
 
+    /// Whether a window opens no more than the range that it was bound to. On rxe it opens, with its rights and on its
+    /// queue pair, all of the region below it (measured; `rxe_resp.c` checks the range of the region): there a
+    /// window for a part must be bound to a registration of that part, made by [`Device::register_range`].
+    fn windows_keep_ranges(&self) -> bool {
+        true
+    }
+
     /// Registers `length` bytes of `memory` from `offset` and no others, so that a key with remote rights opens them
     /// alone. The region's [`Region::address`] is still that of the memory's first byte. **Blocks** as
     /// [`Device::register`] does.
     ///
     /// # Errors
-    /// As for [`Device::register`]; `ERR_RDMA_INVALID_ARGUMENT` for a range that is empty or not inside, and, where
-    /// [`Device::private_domain`] gives none, for every range that is not the whole.
+    /// As for [`Device::register`]; `ERR_RDMA_INVALID_ARGUMENT` for a range that is empty or not inside, and, on devices
+    /// whose windows keep their ranges, perhaps for every range that is not the whole.
     fn register_range(
         &self,
         memory: Arc<Memory>,

@@ -121,6 +121,10 @@ impl Device for VerbsDevice {
         region::register(&self.owner, None, memory, whole, access)
     }
 
+    fn windows_keep_ranges(&self) -> bool {
+        self.owner.features.window_ranges
+    }
+
     fn register_range(
         &self,
         memory: Arc<Memory>,

@@ -161,6 +161,11 @@ pub(crate) fn shared_receives(attributes: &ibv_device_attr) -> u32 {
 /// after 60 such ends nothing is left of 4 receives). A peer that does so again and again would starve all others.
 /// Receive queues of the queue pairs' own lose nothing.
 fn loses_shared_receives(attributes: &ibv_device_attr) -> bool {
+    is_rxe(attributes)
+}
+
+/// Whether the device is the kernel's soft-RoCE.
+fn is_rxe(attributes: &ibv_device_attr) -> bool {
     /// `RXE_VENDOR_ID`; rxe leaves the part at 0.
     const RXE: (u32, u32) = (0x00FF_FFFF, 0);
     (attributes.vendor_id, attributes.vendor_part_id) == RXE
@@ -185,6 +190,8 @@ pub(crate) struct SharedLimits {
 pub(crate) struct Features {
     /// Type 2 memory windows.
     pub(crate) windows: bool,
+    /// Windows that open no more than what they are bound to: rxe's open all of the region below.
+    pub(crate) window_ranges: bool,
     /// Atomics as responder. Where there are none, some drivers refuse a queue pair that allows them.
     pub(crate) atomics: bool,
 }
@@ -195,6 +202,7 @@ impl Features {
             | ibv_device_cap_flags::IBV_DEVICE_MEM_WINDOW_TYPE_2B.0;
         Self {
             windows: attributes.device_cap_flags & type_2 != 0 && attributes.max_mw > 0,
+            window_ranges: !is_rxe(attributes),
             atomics: attributes.atomic_cap != ibv_atomic_cap::IBV_ATOMIC_NONE,
         }
     }

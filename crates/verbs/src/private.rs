@@ -104,6 +104,10 @@ impl Device for PrivateDevice {
         region::register(&self.owner, Some(&self.domain), memory, whole, access)
     }
 
+    fn windows_keep_ranges(&self) -> bool {
+        self.owner.features.window_ranges
+    }
+
     fn register_range(
         &self,
         memory: Arc<Memory>,

@@ -45,6 +45,7 @@ impl FakeDevice {
             gone: false,
             gone_notices,
             windows: true,
+            window_ranges: true,
             cut: false,
             stalled: false,
             faults,
@@ -102,6 +103,12 @@ impl FakeDevice {
     /// Whether it has memory windows, as it has at first. Without, it gives private domains instead.
     pub fn set_memory_windows(&self, on: bool) {
         self.handle.lock().devices[self.id].windows = on;
+    }
+
+    /// Whether windows open their ranges alone, as they do at first. Without, a window opens the whole registration
+    /// below it, as rxe's do.
+    pub fn set_windows_keep_ranges(&self, on: bool) {
+        self.handle.lock().devices[self.id].window_ranges = on;
     }
 
     /// Loses every packet from and to this device while `on`; nobody is told.
@@ -208,6 +215,10 @@ impl Device for FakeDevice {
         self.check(Call::Register)?;
         let whole = (0, memory.len());
         register(&self.keys, self.domain, memory, whole, access)
+    }
+
+    fn windows_keep_ranges(&self) -> bool {
+        self.handle.lock().devices[self.id].window_ranges
     }
 
     fn register_range(

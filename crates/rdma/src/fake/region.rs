@@ -146,6 +146,11 @@ pub(super) fn register(
     Ok(Arc::new(Region::new(registration, memory, address, LKey(lkey), RKey::new(rkey))))
 }
 
+/// The part of the memory that is registered: offset and length.
+pub(super) fn range_of(region: &Region) -> (usize, usize) {
+    registered(region).map_or((0, 0), |part| (part.offset, part.length))
+}
+
 /// Whether windows may be bound to a region of this device and domain.
 pub(super) fn bindable(region: &Region, keys: &Arc<Keys>, domain: u64) -> bool {
     registered(region).is_some_and(|part| {

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::region::{Keys, Opened, Scope, bindable, random};
+use super::region::{Keys, Opened, Scope, bindable, random, range_of};
 use super::state::QpKey;
 use super::world::World;
 use crate::{Access, MemoryWindow, RKey, Result, Slice, WcStatus};
@@ -94,11 +94,13 @@ impl World {
         if !good || table.opened.keys().any(|key| key & !0xFF == window.index) {
             return Err(WcStatus::MW_BIND_ERR);
         }
+        let keeps = self.devices[key.device].window_ranges;
+        let (offset, length) = if keeps { (target.offset, target.length) } else { range_of(&target.region) };
         let opened = Opened {
             memory: Arc::clone(target.region.memory()),
-            address: target.region.address() + target.offset as u64,
-            offset: target.offset,
-            length: target.length,
+            address: target.region.address() + offset as u64,
+            offset,
+            length,
             access,
             scope: Scope::Bound { qpn: key.qpn, _region: Arc::clone(&target.region) },
         };

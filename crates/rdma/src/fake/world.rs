@@ -46,6 +46,8 @@ pub(super) struct DeviceState {
     pub(super) gone_notices: Vec<GoneNotice>,
     /// Whether it has memory windows.
     pub(super) windows: bool,
+    /// Whether a window opens its range alone.
+    pub(super) window_ranges: bool,
     /// Cut off without any event.
     pub(super) cut: bool,
     /// Gives no completion any more.

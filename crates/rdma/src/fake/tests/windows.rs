@@ -167,6 +167,27 @@ fn a_send_with_invalidate_ends_an_own_window_and_nothing_else() {
 }
 
 #[test]
+fn a_window_that_keeps_no_range_is_kept_by_the_registration_below_it() {
+    let fabric = Fabric::new();
+    let (one, other) = pair(&fabric, 8);
+    other.device.set_windows_keep_ranges(false);
+    assert!(!other.device.windows_keep_ranges());
+    let memory = Arc::new(Memory::allocate(4096).unwrap());
+    let part = other.device.register_range(memory, 100, 100, BINDABLE).unwrap();
+    for (granted, status) in [(region(&other, BINDABLE), 0), (part, 10)] {
+        let window = window(&other);
+        let remote = bind(&other, 1, &window, &granted, Access::REMOTE_WRITE);
+        fabric.settle();
+        one.post(2, write(RemoteSlice { address: remote.address - 1, ..remote }), 0, 8);
+        fabric.settle();
+        assert_eq!(
+            one.log.wait_for("a completion", |heard| heard.completions.last().map(|done| done.status.0)),
+            status
+        );
+    }
+}
+
+#[test]
 fn dropping_a_window_ends_its_binding() {
     let fabric = Fabric::new();
     let (one, other) = pair(&fabric, 8);
