@@ -1,11 +1,12 @@
 //! The GID table: the addresses of this host's network interfaces.
 
-use std::fs;
 use std::net::IpAddr;
 
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::{InterfaceFlags, if_nametoindex};
 use secure_rdma_rdma::{Error, ErrorCode, Gid, GidEntry, GidKind, PathMtu, Result};
+
+use crate::socket::interface_mtu;
 
 /// The longest headers of a packet: IPv6, UDP, BTH, the longest extension headers, ICRC; rxe leaves as much.
 const HEADERS: usize = 80;
@@ -39,11 +40,10 @@ pub(crate) fn index(interface: &str) -> u32 {
 
 /// The largest path MTU that an interface carries. Where its MTU is not known it is taken as Ethernet's usual one.
 fn path_mtu(interface: &str) -> PathMtu {
-    let told = fs::read_to_string(format!("/sys/class/net/{interface}/mtu"));
-    largest(told.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(1500))
+    largest(interface_mtu(interface).unwrap_or(1500))
 }
 
-/// The largest path MTU whose packets fit into `mtu` bytes (brief §3.6); below 336 bytes none does, and the smallest
+/// The largest path MTU whose packets fit into `mtu` bytes (`rxe_param.h`, `eth_mtu_int_to_enum`); below 336 bytes none does, and the smallest
 /// is given.
 fn largest(mtu: usize) -> PathMtu {
     let fits = |code: &u8| {
@@ -64,6 +64,9 @@ mod tests {
         assert_eq!((entry.interface.as_deref(), entry.mtu), (Some("lo"), Some(PathMtu::Bytes4096)));
         assert!(gids.iter().zip(0..).all(|(entry, index)| entry.index == index));
         assert_eq!((index("lo"), index("no such")), (1, 0));
+        let sysfs = std::fs::read_to_string("/sys/class/net/lo/mtu").unwrap();
+        assert_eq!(interface_mtu("lo"), sysfs.trim().parse().ok());
+        assert_eq!((interface_mtu("no such"), interface_mtu("a name that is far too long")), (None, None));
     }
 
     #[test]
