@@ -28,7 +28,19 @@ export interface Wish {
 }
 
 /** Addresses that the tests' servers listen on. */
-const ADDRESSES = ['127.0.0.1', '127.0.0.2', '::1', '10.8.0.1', '10.8.0.2', 'fd08::1', 'fd08::2']
+const ADDRESSES = [
+  '127.0.0.1',
+  '127.0.0.2',
+  '::1',
+  '10.8.0.1',
+  '10.8.0.2',
+  '10.9.0.1',
+  '10.9.0.2',
+  'fd08::1',
+  'fd08::2',
+  'fd09::1',
+  'fd09::2',
+]
 
 let lastSerial = 0
 const serial = (): string => (++lastSerial).toString(16).padStart(8, '0').padStart(16, '01')
