@@ -1,32 +1,40 @@
 //! Looking again for a moment before going to sleep.
 //!
-//! To sleep and to be woken costs both sides more than a short message does, so that a thread that is likely to have the
-//! next packet at once does better to look for it. Whether it is likely is learned: a look in vain is not repeated for
-//! a while, and one that sleeps for long does not begin to look.
+//! To sleep and to be woken costs both sides more than a short message does, on virtual machines ten times as much: a
+//! halted processor is started by its host. So a thread that is likely to have the next packet soon does better to look
+//! for it, for about as long as the waking would take. Whether it is likely is learned: each look in vain makes the pause
+//! before the next longer, and who sleeps for long does not begin to look.
 
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::core::Core;
 use crate::receive::{Intake, Round};
 
-/// How long to look. A round trip on one host takes less.
-const LOOK: Duration = Duration::from_micros(10);
+/// How long to look.
+const LOOK: Duration = Duration::from_micros(50);
 
-/// A sleep that was shorter would have been worth a look.
-pub(crate) const SHORT: Duration = Duration::from_micros(50);
+/// A sleep that was shorter, with the waking, would have been worth a look.
+pub(crate) const SHORT: Duration = Duration::from_micros(150);
 
-/// Short sleeps before looking is tried again after it was in vain.
-const PAUSE: u32 = 64;
+/// Short sleeps before looking is tried again: after it was successful, and after it was in vain many times.
+const PAUSES: (u32, u32) = (4, 256);
+
+/// Looks after which another thread that waits for this processor, perhaps the peer's, has it.
+const YIELD: u64 = 8;
 
 /// Whether to look.
 #[derive(Debug)]
 pub(crate) struct Spin {
+    /// Short sleeps until the next look.
     pause: u32,
+    /// The pause after the next look in vain.
+    penalty: u32,
 }
 
 impl Default for Spin {
     fn default() -> Self {
-        Self { pause: PAUSE / 4 }
+        Self { pause: PAUSES.0, penalty: PAUSES.0 }
     }
 }
 
@@ -37,6 +45,15 @@ impl Spin {
             self.pause = self.pause.saturating_sub(1);
         }
     }
+
+    fn looked(&mut self, found: bool) {
+        if found {
+            self.penalty = PAUSES.0;
+        } else {
+            self.pause = self.penalty;
+            self.penalty = (self.penalty * 2).min(PAUSES.1);
+        }
+    }
 }
 
 impl Core {
@@ -45,17 +62,21 @@ impl Core {
         if intake.spin.pause > 0 {
             return None;
         }
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         let mut looks = 1;
         while begun.elapsed() < LOOK {
             let look = intake.glance(looks);
             let round = self.round(intake, look, poller);
             if round.busy {
+                intake.spin.looked(true);
                 return Some(round);
+            }
+            if looks.is_multiple_of(YIELD) {
+                thread::yield_now();
             }
             looks += 1;
         }
-        intake.spin.pause = PAUSE;
+        intake.spin.looked(false);
         None
     }
 }
@@ -66,7 +87,7 @@ mod tests {
 
     #[test]
     fn only_short_sleeps_lead_to_looking() {
-        let mut spin = Spin { pause: 2 };
+        let mut spin = Spin { pause: 2, ..Spin::default() };
         for time in [SHORT, SHORT * 100] {
             spin.slept(time);
             assert_eq!(spin.pause, 2);
@@ -75,5 +96,22 @@ mod tests {
             spin.slept(SHORT / 2);
             assert_eq!(spin.pause, left);
         }
+    }
+
+    #[test]
+    fn looks_in_vain_become_rare_until_one_is_not() {
+        let mut spin = Spin::default();
+        let pauses: Vec<u32> = (0..8)
+            .map(|_| {
+                spin.looked(false);
+                spin.pause
+            })
+            .collect();
+        assert_eq!(pauses, [4, 8, 16, 32, 64, 128, 256, 256]);
+        spin.pause = 0;
+        spin.looked(true);
+        assert_eq!(spin.pause, 0, "it looks again at once");
+        spin.looked(false);
+        assert_eq!(spin.pause, 4);
     }
 }
