@@ -8,12 +8,12 @@
 //! engine). No handler runs and no system call that moves packets is made under `state`.
 
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 use std::time::Instant;
 
+use rustc_hash::FxHashMap;
 use secure_rdma_rdma::{DeviceLimits, Error, ErrorCode, LKey, Qpn, QueuePairHandler, Result};
 
 use crate::capture::Capture;
@@ -44,7 +44,7 @@ pub(crate) fn try_lock<T: ?Sized>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>>
 /// What the engine's lock guards.
 pub(crate) struct State {
     pub(crate) engine: Engine,
-    pub(crate) handlers: HashMap<Qpn, Weak<dyn QueuePairHandler>>,
+    pub(crate) handlers: FxHashMap<Qpn, Weak<dyn QueuePairHandler>>,
     /// Until when whoever waits for packets sleeps; `None` while nobody does.
     alarm: Option<Alarm>,
 }
@@ -134,7 +134,7 @@ impl Core {
             opener: Opener::current(),
             ports,
             segmentation: options.segmentation,
-            state: Mutex::new(State { engine, handlers: HashMap::new(), alarm: None }),
+            state: Mutex::new(State { engine, handlers: FxHashMap::default(), alarm: None }),
             graves: Mutex::default(),
             has_graves: AtomicBool::new(false),
             has_buried: AtomicBool::new(false),
@@ -204,7 +204,8 @@ impl Core {
     }
 
     fn bury(&self, state: &mut State) {
-        while self.has_graves.swap(false, Ordering::AcqRel) {
+        // A glance first: to swap costs more.
+        while self.has_graves.load(Ordering::Acquire) && self.has_graves.swap(false, Ordering::AcqRel) {
             self.has_buried.store(true, Ordering::Release);
             let graves = std::mem::take(&mut *lock(&self.graves));
             for grave in graves {

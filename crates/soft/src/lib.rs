@@ -25,6 +25,7 @@ mod gone;
 mod holder;
 mod interfaces;
 mod limits;
+mod merging;
 mod options;
 mod poller;
 mod ports;

@@ -31,7 +31,9 @@ pub struct Poller {
 
 impl Poller {
     pub(crate) fn new(owner: Arc<Owner>) -> Self {
-        owner.pollers.fetch_add(1, Ordering::AcqRel);
+        if owner.pollers.fetch_add(1, Ordering::AcqRel) == 0 {
+            owner.with(|state| state.engine.set_watched(true));
+        }
         // The service thread may be waiting for packets: from now on it waits for us.
         owner.wake_service();
         Self { owner }
@@ -86,7 +88,10 @@ impl Poller {
 
 impl Drop for Poller {
     fn drop(&mut self) {
-        self.owner.pollers.fetch_sub(1, Ordering::AcqRel);
+        if self.owner.pollers.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let pollers = &self.owner.pollers;
+            self.owner.with(|state| state.engine.set_watched(pollers.load(Ordering::Acquire) > 0));
+        }
         self.owner.wake_service();
     }
 }

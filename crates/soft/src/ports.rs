@@ -25,6 +25,8 @@ pub(crate) struct Family {
     pub(crate) send: Socket,
     /// Bytes that the receive buffer really holds.
     pub(crate) receive_buffer: u32,
+    /// Whether the kernel may merge what arrives.
+    pub(crate) merges: bool,
 }
 
 impl Family {
@@ -96,7 +98,7 @@ fn family(any: IpAddr, options: &SoftOptions) -> Result<Option<Family>> {
     send.set_receive_buffer(NO_RECEIVE_BUFFER)
         .and_then(|_| send.set_send_buffer(SEND_BUFFER))
         .map_err(|errno| refused(options, "setsockopt", errno))?;
-    Ok(Some(Family { receive, send, receive_buffer }))
+    Ok(Some(Family { receive, send, receive_buffer, merges: options.merging }))
 }
 
 /// A socket on a random port from 0xC000 on: the peer checks it, so that who cannot see our packets must guess it, and

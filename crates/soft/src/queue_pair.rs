@@ -117,7 +117,7 @@ impl QueuePair for SoftQueuePair {
         if to == QpState::Err {
             self.owner.announce();
         } else if from == QpState::Sqd {
-            self.owner.flush();
+            self.owner.flush(Instant::now());
         }
         Ok(())
     }
@@ -125,12 +125,13 @@ impl QueuePair for SoftQueuePair {
     fn post_send(&self, requests: &[SendRequest]) -> std::result::Result<(), PostError> {
         self.check()?;
         let mut state = self.owner.state();
-        let posted = state.engine.post_send(Instant::now(), self.qpn, requests);
+        let now = Instant::now();
+        let posted = state.engine.post_send(now, self.qpn, requests);
         let done = requests.iter().any(|request| request.operation.is_local())
             || state.engine.state(self.qpn) == Some(QpState::Err);
         drop(state);
         self.owner.settle_graves();
-        self.owner.flush();
+        self.owner.flush(now);
         if done {
             self.owner.announce();
         }

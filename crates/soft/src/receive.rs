@@ -15,6 +15,7 @@ use secure_rdma_rdma::{AsyncEvent, Completion, QueuePairHandler};
 use crate::capture::{Direction, Headers};
 use crate::core::{Core, State};
 use crate::engine::{Arrival, Retired};
+use crate::merging::Merging;
 use crate::ports::Family;
 use crate::socket::{BATCH, Datagrams, HOP_LIMIT, Receiver};
 use crate::spin::Spin;
@@ -29,10 +30,12 @@ const ENOUGH: usize = 1 << 17;
 #[derive(Default)]
 pub(crate) struct Intake {
     receiver: Receiver,
-    /// Datagrams to ask for in one call; few where they are batches of 64 KiB.
+    /// Datagrams to ask for in one call: few where they are batches of 64 KiB, or come one by one.
     most: usize,
     /// The socket on which something came last.
     latest: usize,
+    /// Whether batches are to come, of each socket.
+    merging: [Merging; 2],
     /// Whether to look again before sleeping.
     pub(crate) spin: Spin,
     /// What the pollers' waiter is armed with.
@@ -93,9 +96,9 @@ impl Core {
     pub(crate) fn round(&self, intake: &mut Intake, look: Sockets, poller: bool) -> Round {
         let mut round = Round::default();
         let Some(_serving) = self.serve() else { return round };
-        let mut state = None;
+        let (mut state, mut arrived) = (None, None);
         for (socket, family) in self.ports.iter().enumerate().filter(|(socket, _)| look.contains(*socket)) {
-            let (received, all) = self.receive(family, intake, &mut state);
+            let (received, all) = self.receive(socket, family, intake, &mut state, &mut arrived);
             round.busy |= received;
             if received {
                 intake.latest = socket;
@@ -104,22 +107,22 @@ impl Core {
                 round.more.insert(socket);
             }
         }
-        let now = Instant::now();
+        let now = arrived.unwrap_or_else(Instant::now);
         if state.is_none() && !self.news.load(Ordering::Acquire) && !self.is_due(now) {
             if self.wanted.load(Ordering::Acquire) && !self.is_blocked() {
-                self.flush();
+                self.flush(now);
             }
             return round;
         }
         let state = state.unwrap_or_else(|| self.state());
-        self.collect(state, now, intake);
+        if self.collect(state, now, intake) {
+            self.wanted.store(true, Ordering::SeqCst);
+        }
         intake.retired.clear();
         self.settle_graves();
         let told = intake.tell();
-        if poller && told {
-            self.wanted.store(true, Ordering::SeqCst);
-        } else {
-            self.flush();
+        if !(poller && told) && self.wanted.load(Ordering::SeqCst) && !self.is_blocked() {
+            self.flush(now);
         }
         round.busy = true;
         round
@@ -128,9 +131,11 @@ impl Core {
     /// Tells whether anything came, and whether that was all.
     fn receive<'a>(
         &'a self,
+        socket: usize,
         family: &Family,
         intake: &mut Intake,
         state: &mut Option<MutexGuard<'a, State>>,
+        arrived: &mut Option<Instant>,
     ) -> (bool, bool) {
         let most = intake.most.clamp(1, BATCH);
         let count = match family.receive.receive(&mut intake.receiver, most) {
@@ -139,6 +144,7 @@ impl Core {
             Ok(count) => count,
         };
         let now = Instant::now();
+        *arrived = Some(now);
         let state = state.get_or_insert_with(|| self.state());
         let (mut packets, mut bytes) = (0, 0);
         for index in 0..count {
@@ -164,12 +170,18 @@ impl Core {
         }
         add(&self.traffic.receive_calls, 1);
         add(&self.traffic.received_packets, packets);
-        intake.most = ENOUGH / (bytes / count).max(1);
+        let likely = if count < most { count } else { count * 2 };
+        intake.most = likely.min(ENOUGH / (bytes / count).max(1));
+        if family.merges
+            && let Some(merging) = intake.merging.get_mut(socket)
+        {
+            merging.received(&family.receive, count, packets);
+        }
         (true, count < most)
     }
 
-    /// Takes from the engine what handlers are to be told, and lets go of it.
-    fn collect(&self, mut guard: MutexGuard<'_, State>, now: Instant, intake: &mut Intake) {
+    /// Takes from the engine what handlers are to be told, and lets go of it. Tells whether there is something to send.
+    fn collect(&self, mut guard: MutexGuard<'_, State>, now: Instant, intake: &mut Intake) -> bool {
         let state = &mut *guard;
         self.news.store(false, Ordering::Release);
         if state.engine.poll_timeout().is_some_and(|at| at <= now) {
@@ -193,7 +205,7 @@ impl Core {
         state.engine.take_retired(&mut intake.retired);
         // Nobody sleeps while this thread serves.
         let _ = self.note_timeout(state);
-        drop(guard);
+        state.engine.wants_to_transmit()
     }
 
     /// Tells every queue pair that the device is gone.

@@ -40,6 +40,9 @@ const LONGEST: usize = 1 << 16;
 /// The hop limit that packets carry where nothing else is said.
 pub(crate) const HOP_LIMIT: u8 = 64;
 
+/// The traffic class likewise: DSCP 0, ECT(0) (RFC 3168).
+const TRAFFIC_CLASS: u8 = 2;
+
 /// An option that is a number, of those that `nix` has not.
 #[derive(Clone, Copy, Debug)]
 struct Number {
@@ -51,6 +54,10 @@ struct Number {
 const MTU_DISCOVER: Number = Number { level: libc::IPPROTO_IP, name: libc::IP_MTU_DISCOVER };
 /// The same on IPv6.
 const MTU_DISCOVER6: Number = Number { level: libc::IPPROTO_IPV6, name: libc::IPV6_MTU_DISCOVER };
+/// The traffic class of what is sent on IPv4 (ip(7)).
+const TOS: Number = Number { level: libc::IPPROTO_IP, name: libc::IP_TOS };
+/// The same on IPv6 (RFC 3542, 6.5).
+const TRAFFIC_CLASS6: Number = Number { level: libc::IPPROTO_IPV6, name: libc::IPV6_TCLASS };
 /// Accept datagrams without a checksum over IPv6: rxe and NICs send them so.
 const NO_CHECK6_RECEIVE: Number = Number { level: libc::IPPROTO_UDP, name: libc::UDP_NO_CHECK6_RX };
 
@@ -111,11 +118,13 @@ impl Socket {
             SocketAddr::V4(_) => {
                 setsockopt(&descriptor, MTU_DISCOVER, &libc::IP_PMTUDISC_PROBE)?;
                 setsockopt(&descriptor, sockopt::Ipv4Ttl, &i32::from(HOP_LIMIT))?;
+                setsockopt(&descriptor, TOS, &i32::from(TRAFFIC_CLASS))?;
             }
             SocketAddr::V6(_) => {
                 setsockopt(&descriptor, sockopt::Ipv6V6Only, &true)?;
                 setsockopt(&descriptor, MTU_DISCOVER6, &libc::IPV6_PMTUDISC_PROBE)?;
                 setsockopt(&descriptor, sockopt::Ipv6Ttl, &i32::from(HOP_LIMIT))?;
+                setsockopt(&descriptor, TRAFFIC_CLASS6, &i32::from(TRAFFIC_CLASS))?;
             }
         }
         let local = match address {
@@ -143,12 +152,17 @@ impl Socket {
             setsockopt(&self.descriptor, NO_CHECK6_RECEIVE, &1)?;
         }
         if merge {
-            match setsockopt(&self.descriptor, sockopt::UdpGroSegment, &true) {
+            match self.set_merging(true) {
                 Ok(()) | Err(Errno::ENOPROTOOPT) => {}
                 Err(errno) => return Err(errno),
             }
         }
         Ok(())
+    }
+
+    /// Has the kernel merge datagrams of one sender that come together, or not.
+    pub(crate) fn set_merging(&self, on: bool) -> Result<(), Errno> {
+        setsockopt(&self.descriptor, sockopt::UdpGroSegment, &on)
     }
 
     /// Asks for a receive buffer and gives what it really is. The kernel doubles the number, after cutting it to
@@ -234,7 +248,7 @@ impl Socket {
         let mut count = 1;
         for (needed, one) in [
             (message.segment_size.is_some(), ControlMessage::UdpGsoSegments(&size)),
-            (message.traffic_class != 0, *class),
+            (message.traffic_class != TRAFFIC_CLASS, *class),
             (message.hop_limit != HOP_LIMIT, *hops),
         ] {
             if needed {

@@ -47,13 +47,15 @@ enum Ended {
 impl Core {
     /// Sends what there is to send. Never blocks: if another thread is sending it takes that over, and if a socket takes
     /// no more the service thread waits for it.
-    pub(crate) fn flush(&self) {
+    /// It is `now`, or a moment later.
+    pub(crate) fn flush(&self, now: Instant) {
+        let mut now = Some(now);
         self.wanted.store(true, Ordering::SeqCst);
         // Whoever finds the lock taken has set `wanted` before, and its holder looks at that after letting go.
         while self.wanted.load(Ordering::SeqCst) && !self.is_blocked() {
             let Some(mut outgoing) = try_lock(&self.outgoing) else { return };
             self.wanted.store(false, Ordering::SeqCst);
-            let ended = self.drain(&mut outgoing);
+            let ended = self.drain(&mut outgoing, now.take());
             drop(outgoing);
             match ended {
                 Ended::Empty => {}
@@ -82,15 +84,20 @@ impl Core {
         self.blocked.store(false, Ordering::SeqCst);
     }
 
-    fn drain(&self, outgoing: &mut Outgoing) -> Ended {
+    fn drain(&self, outgoing: &mut Outgoing, mut now: Option<Instant>) -> Ended {
+        let mut more = true;
         for _ in 0..TURN {
+            if !more && outgoing.unsent.is_none() {
+                return Ended::Empty;
+            }
             let (transmit, from) = match outgoing.unsent.take() {
                 Some(unsent) => unsent,
                 None => {
                     outgoing.buffer.clear();
+                    let now = now.take().unwrap_or_else(Instant::now);
                     let mut state = self.state();
-                    let transmit =
-                        state.engine.poll_transmit(Instant::now(), MOST_SEGMENTS, &mut outgoing.buffer);
+                    let transmit = state.engine.poll_transmit(now, MOST_SEGMENTS, &mut outgoing.buffer);
+                    more = state.engine.wants_to_transmit();
                     let wake = self.note_timeout(&mut state);
                     drop(state);
                     self.settle_graves();

@@ -42,9 +42,10 @@ fn seeds() {
 
 /// What all seeds together must have met: every NAK, RNR, replay, retry, timeout and flush, and every reason for a drop
 /// that a network, a forger or a peer can give.
-const MET: [&str; 52] = [
+const MET: [&str; 53] = [
     "READ whose key ended before its answer",
     "ack_deferred",
+    "ack_held",
     "binds",
     "completer_retry_err",
     "dropped_address",

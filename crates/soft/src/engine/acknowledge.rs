@@ -1,6 +1,7 @@
 //! What the responder answers: acknowledgements, NAKs, READ responses and atomics' results, in the order of the requests.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use secure_rdma_rdma::Access;
 use secure_rdma_roce::{Aeth, AtomicAckEth, Bth, Credits, Extension, Headers, NakCode, Opcode, Syndrome};
@@ -27,13 +28,31 @@ pub(super) const ACK: Syndrome = Syndrome::Ack(Credits::UNLIMITED);
 #[derive(Default)]
 pub(super) struct Answers {
     queue: VecDeque<Answer>,
+    hold: Hold,
+}
+
+/// Whether an ACK may stay behind when requests go out: what answers a message is worth sending before what says that
+/// the message came, and one ACK stands for all before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Hold {
+    /// It may.
+    #[default]
+    Possible,
+    /// It stays behind until then.
+    Until(Instant),
+    /// It may not: it has stayed behind for long enough, or is of a part of a long message, for which a window waits.
+    Over,
 }
 
 const MOST: usize = 1024;
 
 impl Answers {
-    /// Acknowledges everything up to `count`. Takes the place of an ACK that was not sent yet; tells whether it did.
-    pub(super) fn acknowledge(&mut self, count: u64, msn: u32) -> bool {
+    /// Acknowledges everything up to `count`: a message of one packet, or something else that is not to stay behind. Takes
+    /// the place of an ACK that was not sent yet; tells whether it did.
+    pub(super) fn acknowledge(&mut self, count: u64, msn: u32, short: bool) -> bool {
+        if !short {
+            self.hold = Hold::Over;
+        }
         if let Some(Answer::Acknowledge { count: last, syndrome: Syndrome::Ack(_), msn: last_msn }) =
             self.queue.back_mut()
         {
@@ -78,6 +97,22 @@ impl Answers {
 
     pub(super) fn clear(&mut self) {
         self.queue.clear();
+        self.hold = Hold::Possible;
+    }
+
+    /// Whether all there is is an ACK that stays behind.
+    pub(super) fn are_held(&self) -> bool {
+        matches!(self.hold, Hold::Until(_)) && self.is_one_ack()
+    }
+
+    fn is_one_ack(&self) -> bool {
+        self.queue.len() == 1
+            && matches!(self.queue.front(), Some(Answer::Acknowledge { syndrome: Syndrome::Ack(_), .. }))
+    }
+
+    /// What stays behind has done so for long enough.
+    fn release(&mut self) {
+        self.hold = Hold::Over;
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -91,6 +126,36 @@ impl Answers {
 }
 
 impl QueuePair {
+    /// Whether the answers stay behind, now that `requests` go out or not.
+    pub(super) fn holds_answers(&mut self, shared: &mut Shared, now: Instant, requests: bool) -> bool {
+        let wait = shared.ack_hold;
+        let answers = &mut self.responder.answers;
+        if wait.is_zero() || !answers.is_one_ack() {
+            return false;
+        }
+        if requests
+            && answers.hold == Hold::Possible
+            && let Some(until) = now.checked_add(wait)
+        {
+            answers.hold = Hold::Until(until);
+            shared.schedule.hold(self.qpn, until, &mut self.standing);
+            shared.counters.ack_held += 1;
+        }
+        matches!(answers.hold, Hold::Until(until) if now < until)
+    }
+
+    /// An acknowledgement has stayed behind until now.
+    pub(super) fn release_answers(&mut self, shared: &mut Shared, now: Instant) {
+        match self.responder.answers.hold {
+            Hold::Until(until) if until > now => shared.schedule.hold(self.qpn, until, &mut self.standing),
+            Hold::Until(_) => {
+                self.responder.answers.release();
+                self.settle(shared, now);
+            }
+            Hold::Possible | Hold::Over => {}
+        }
+    }
+
     /// Appends answers.
     pub(super) fn send_answers(&mut self, shared: &mut Shared, batch: &mut Batch<'_>) {
         let mut gone = None;
@@ -110,6 +175,9 @@ impl QueuePair {
                     break;
                 }
             }
+        }
+        if self.responder.answers.queue.is_empty() {
+            self.responder.answers.hold = Hold::Possible;
         }
         // A region that is gone when its bytes are to be read: NAK 0x62 in place of the response.
         if let Some(refused) = gone {

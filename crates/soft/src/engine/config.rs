@@ -22,6 +22,9 @@ pub struct Config {
     pub adaptive_timeout: bool,
     /// The shortest adaptive timeout.
     pub min_timeout: Duration,
+    /// How long the acknowledgement of a short message that is answered at once may stay behind, so that one stands for
+    /// several such messages. Only while a thread looks again and again ([`super::Engine::set_watched`]); 0: never.
+    pub ack_hold: Duration,
     /// NAKs for missing packets that a queue pair sends per second at most.
     pub max_nak_rate: u32,
     /// The least time between two CNPs of a queue pair (DCQCN's N).
@@ -51,6 +54,7 @@ impl Default for Config {
             ack_interval: 32,
             adaptive_timeout: true,
             min_timeout: Duration::from_millis(2),
+            ack_hold: Duration::from_micros(20),
             max_nak_rate: 1000,
             cnp_interval: Duration::from_micros(50),
             ecn: true,

@@ -41,6 +41,8 @@ counters! {
     rcvd_seq_err,
     /// Requests acknowledged together with a later one.
     ack_deferred,
+    /// Acknowledgements that stayed behind what answers the message.
+    ack_held,
     /// Work requests that ended with RETRY_EXC_ERR.
     retry_exceeded_err,
     /// Work requests that ended with RNR_RETRY_EXC_ERR.
@@ -198,6 +200,7 @@ mod tests {
             "send_rnr_err",
             "rcvd_seq_err",
             "ack_deferred",
+            "ack_held",
             "retry_exceeded_err",
             "retry_rnr_exceeded_err",
             "completer_retry_err",

@@ -23,7 +23,7 @@ impl QueuePair {
         if opcode.is_send() || opcode.is_write() {
             // One ACK for the newest that can be acknowledged, whichever it is a duplicate of.
             if let Some(newest) = responder.acknowledgeable.filter(|_| count.is_some()) {
-                responder.answers.acknowledge(newest, responder.msn);
+                responder.answers.acknowledge(newest, responder.msn, false);
                 shared.counters.replayed_acks += 1;
                 return;
             }

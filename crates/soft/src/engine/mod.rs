@@ -15,7 +15,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 use secure_rdma_rdma::{
@@ -103,6 +103,7 @@ impl Engine {
             timers: Timers::default(),
             events: VecDeque::new(),
             retired: Retired::default(),
+            ack_hold: Duration::ZERO,
             config,
         };
         let queue_pairs = FxHashMap::default();
@@ -292,6 +293,11 @@ impl Engine {
     /// Does what is due at `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.told(now);
+        while let Some(qpn) = self.shared.schedule.pop_held(now) {
+            let Some(queue_pair) = self.queue_pairs.get_mut(&qpn) else { continue };
+            queue_pair.standing.held = false;
+            queue_pair.release_answers(&mut self.shared, now);
+        }
         while let Some((qpn, at)) = self.shared.timers.pop(now) {
             let Some(queue_pair) = self.queue_pairs.get_mut(&qpn) else { continue };
             queue_pair.handle_timeout(&mut self.shared, now, at);
@@ -303,7 +309,19 @@ impl Engine {
     /// When [`Engine::handle_timeout`] is to be called next. Nothing may turn out to be due then.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.shared.timers.next()
+        self.shared.timers.next().into_iter().chain(self.shared.schedule.next_held()).min()
+    }
+
+    /// Tells whether a thread looks again and again for what arrives, and for timeouts. Then acknowledgements may stay
+    /// behind for a moment ([`Config::ack_hold`]).
+    pub fn set_watched(&mut self, watched: bool) {
+        self.shared.ack_hold = if watched { self.shared.config.ack_hold } else { Duration::ZERO };
+    }
+
+    /// Whether [`Engine::poll_transmit`] is likely to have something.
+    #[must_use]
+    pub fn wants_to_transmit(&self) -> bool {
+        !self.shared.schedule.is_empty()
     }
 
     /// Appends one batch of at most `max_segments` packets to `buffer`: segments of equal length, of which only the last

@@ -1,7 +1,7 @@
 //! A queue pair: its parts, and what all of them share.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use secure_rdma_rdma::{
     Access, AsyncEvent, Completion, CompletionKind, QpState, Qpn, RKey, Slice, WcStatus, WorkId,
@@ -29,6 +29,8 @@ const KEPT: usize = 64;
 /// What the queue pairs of an engine share.
 pub(super) struct Shared {
     pub(super) config: Config,
+    /// How long an acknowledgement may stay behind now.
+    pub(super) ack_hold: Duration,
     pub(super) counters: Counters,
     pub(super) regions: Regions,
     pub(super) receive_queues: ReceiveQueues,
@@ -210,7 +212,7 @@ impl QueuePair {
             self.send_requests(shared, now, &mut batch);
         }
         let requests = !notice && !batch.is_empty();
-        if !(notice || (requests && reads)) {
+        if !(notice || (requests && reads) || self.holds_answers(shared, now, requests)) {
             self.send_answers(shared, &mut batch);
         }
         self.answers_late = requests && !reads && self.responder.answers_soon();

@@ -129,7 +129,7 @@ impl Responder {
 
     /// Whether a short answer waits to be sent.
     pub(super) fn answers_soon(&self) -> bool {
-        !self.answers.is_empty() && !self.answers.begins_with_resource()
+        !self.answers.is_empty() && !self.answers.begins_with_resource() && !self.answers.are_held()
     }
 
     /// Whether READ responses or an atomic's result wait to be sent.
@@ -165,7 +165,7 @@ impl QueuePair {
                     if shared.config.planted(Defect::AckOvertakesRead) {
                         responder.answers.overtake(expected, responder.msn);
                     }
-                    if responder.answers.acknowledge(expected, responder.msn) {
+                    if responder.answers.acknowledge(expected, responder.msn, opcode.is_only()) {
                         shared.counters.ack_deferred += 1;
                     }
                 }

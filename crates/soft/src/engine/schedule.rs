@@ -1,6 +1,7 @@
 //! Whose turn it is: to send, to be looked at, to be told of.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use secure_rdma_rdma::Qpn;
 
@@ -15,6 +16,8 @@ pub(super) struct Standing {
     pub(super) waiting: bool,
     /// To have its completions polled.
     pub(super) news: bool,
+    /// For the end of an acknowledgement's stay.
+    pub(super) held: bool,
 }
 
 impl Standing {
@@ -36,6 +39,8 @@ pub(super) struct Schedule {
     urgent: VecDeque<Qpn>,
     ready: VecDeque<Qpn>,
     news: VecDeque<Qpn>,
+    /// Acknowledgements that stay behind, and until when: all stay equally long.
+    held: VecDeque<(Instant, Qpn)>,
 }
 
 impl Schedule {
@@ -57,6 +62,30 @@ impl Schedule {
         if !std::mem::replace(&mut standing.news, true) {
             self.news.push_back(qpn);
         }
+    }
+
+    pub(super) fn hold(&mut self, qpn: Qpn, until: Instant, standing: &mut Standing) {
+        if !std::mem::replace(&mut standing.held, true) {
+            self.held.push_back((until, qpn));
+        }
+    }
+
+    /// When the first of the acknowledgements has stayed behind for long enough.
+    pub(super) fn next_held(&self) -> Option<Instant> {
+        self.held.front().map(|(until, _)| *until)
+    }
+
+    /// Whose acknowledgement has.
+    pub(super) fn pop_held(&mut self, now: Instant) -> Option<Qpn> {
+        if self.held.front().is_none_or(|(until, _)| *until > now) {
+            return None;
+        }
+        self.held.pop_front().map(|(_, qpn)| qpn)
+    }
+
+    /// Whether nobody has anything to send.
+    pub(super) fn is_empty(&self) -> bool {
+        self.urgent.is_empty() && self.ready.is_empty()
     }
 
     /// Whether others wait for their turn to send.

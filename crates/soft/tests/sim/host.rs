@@ -94,7 +94,9 @@ impl Host {
             Node::Model(Box::new(Model::new(habits, scenario.random(300 + index as u64))))
         } else {
             let entropy = Arc::new(Seeded::new(scenario.seed, 200 + index as u64));
-            Node::Engine(Box::new(Engine::new(config, entropy).unwrap()))
+            let mut engine = Engine::new(config, entropy).unwrap();
+            engine.set_watched(scenario.random(400 + index as u64).pick(&[false, true]));
+            Node::Engine(Box::new(engine))
         };
         let mut shadows = Shadows::default();
         let mut openings = HashMap::new();
@@ -198,6 +200,7 @@ fn config(scenario: &Scenario, random: &mut Random) -> Config {
         adaptive_timeout: !scenario.has(Fault::FixedTimeout),
         min_timeout: Duration::from_millis(random.pick(&[2, 2, 20])),
         ecn: scenario.has(Fault::Congestion),
+        ack_hold: Duration::from_micros(scenario.random(500).pick(&[20, 1000])),
         ..Config::default()
     };
     if scenario.has(Fault::SmallBuffer) {

@@ -3,6 +3,7 @@
 
 mod admission;
 mod errors;
+mod holding;
 mod limits;
 mod loss;
 mod pair;
