@@ -57,7 +57,7 @@ pub struct Requester {
     next: u32,
     /// When something was last acknowledged, or sent where nothing was outstanding.
     pub progress: Time,
-    /// When the peer last gave a sign.
+    /// When something was last acknowledged, or the end of the wait that an RNR NAK asked for since.
     pub sign: Time,
     /// Packets of the message sent since the last that asked for an ACK.
     unasked: u32,
@@ -285,17 +285,18 @@ impl Requester {
             Some(Syndrome::Ack(_)) => self.acknowledge(psn::add(number, 1), now),
             Some(Syndrome::RnrNak(timer)) => {
                 self.acknowledge(number, now);
-                let wait = timer.duration().as_nanos() as Time;
-                self.sign = now + wait;
-                if let Some(at) = self.find(number).filter(|_| self.oldest == number) {
+                // While it waits nothing is sent, so another is about the same copy: it neither counts nor moves the end.
+                let waits = self.waits_until.is_some_and(|until| now < until);
+                if let Some(at) = self.find(number).filter(|_| self.oldest == number && !waits) {
+                    let until = now + timer.duration().as_nanos() as Time;
                     self.sends[at].not_ready += 1;
-                    self.waits_until = self.waits_until.or(Some(now + wait));
+                    self.sign = until;
+                    // Where the last wait is over and nothing was sent yet, its timer may not have come up.
+                    self.waits_until = self.waits_until.or(Some(until));
                 }
             }
-            Some(Syndrome::Nak(NakCode::PsnSequenceError)) => {
-                self.sign = now;
-                self.acknowledge(number, now);
-            }
+            // No progress: the end comes no later for it.
+            Some(Syndrome::Nak(NakCode::PsnSequenceError)) => self.acknowledge(number, now),
             Some(Syndrome::Nak(code)) => {
                 self.acknowledge(number, now);
                 // Where a READ before it was not answered, it never will be: the peer is in ERR.
