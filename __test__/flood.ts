@@ -71,7 +71,8 @@ deviceTest('a crowd of 1000 that stalls keeps no honest client out for 2 s', asy
   // A process of its own, but for in-memory devices, which reach none.
   const client = testDevice === 'fake' ? undefined : Child.start(t)
   const visit = async (): Promise<Honest> => {
-    const visiting = client?.run(honest, { ...toServer, limit: LIMIT }) ?? honest({ rdma }, { ...toServer, limit: LIMIT })
+    const visiting =
+      client?.run(honest, { ...toServer, limit: LIMIT }) ?? honest({ rdma }, { ...toServer, limit: LIMIT })
     const accepted = await Promise.race([server.accept(), visiting.then(() => undefined)])
     t.is(String(await accepted?.receive()), 'honest')
     await accepted?.send(Buffer.from('welcome'))

@@ -56,19 +56,23 @@ softTest('it takes loopback unasked, and what names it, and says why', async (t,
 })
 
 softTest('another address than the one of TLS has to be allowed, as on any device', async (t, place) => {
-  const [ipv4] = places
-  const { server, toServer } = await serve(t, place, { rdmaAddress: '127.0.0.3' })
-  const strict = { ...toServer, rdmaAddress: ipv4?.client }
-  await t.throwsAsync(connect(strict), { code: 'ERR_RDMA_OFFER', message: /127\.0\.0\.3.*allowedPeerAddresses/ })
+  const client = '127.0.0.5'
+  const lenient = await serve(t, place, { rdmaAddress: '127.0.0.3', allowedPeerAddresses: client })
+  const toLenient = { ...lenient.toServer, rdmaAddress: client }
+  await t.throwsAsync(connect(toLenient), { code: 'ERR_RDMA_OFFER', message: /127\.0\.0\.3.*allowedPeerAddresses/ })
+  const strict = await serve(t, place, { rdmaAddress: '127.0.0.3' })
+  const toStrict = { ...strict.toServer, rdmaAddress: client, allowedPeerAddresses: '127.0.0.3' }
+  const refused = { code: 'ERR_RDMA_PEER_REFUSED', message: /127\.0\.0\.5.*allowedPeerAddresses/ }
+  await t.throwsAsync(connect(toStrict), refused)
   const allowed = await serve(t, place, { rdmaAddress: '127.0.0.3', allowedPeerAddresses: '127.0.0.4' })
-  const { client } = await join(t, {
+  const joined = await join(t, {
     server: allowed.server,
     toServer: { ...allowed.toServer, rdmaAddress: '127.0.0.4', allowedPeerAddresses: '127.0.0.3' },
   })
-  t.is(client.device.gid, '::ffff:127.0.0.4')
-  t.is(client.handshake.peerGid, '::ffff:127.0.0.3')
-  await client.close()
-  await server.close()
+  t.is(joined.client.device.gid, '::ffff:127.0.0.4')
+  t.is(joined.client.handshake.peerGid, '::ffff:127.0.0.3')
+  await joined.client.close()
+  for (const { server } of [lenient, strict]) await server.close()
 })
 
 const elsewhere = Object.values(networkInterfaces())
