@@ -66,7 +66,7 @@ export function run(command, args, options = {}) {
  * Like `run`, but any exit status is an answer. Only a command that cannot be started rejects.
  * @param {string} command
  * @param {string[]} args
- * @param {{ cwd?: string, env?: NodeJS.ProcessEnv }} [options]
+ * @param {{ cwd?: string, env?: NodeJS.ProcessEnv, stdio?: import('node:child_process').StdioOptions }} [options]
  * @returns {Promise<number>}
  */
 export function runForStatus(command, args, options = {}) {

@@ -1,33 +1,92 @@
 #!/usr/bin/env node
 // @ts-check
-// Long runs in the guest, too long for every `npm test`: 200 ends of workers and processes with RDMA in flight, on each of
-// Node 20, 22 and 24. Fetches the versions that are missing (tools/node-versions.mjs).
-// CLI: node tools/soak.mjs [--rounds=200] [--timeout=3600]
+// Long runs, too long for every `npm test`. Fetches what is missing: versions of Node (tools/node-versions.mjs), cargo-fuzz.
+// CLI: node tools/soak.mjs [--only=PART,...] [--rounds=200] [--timeout=3600] [--minutes=30]
+// Environment: SIM_SEEDS (1,000,000 in all), SIM_FIRST, SIM_FORGED (10,000,000 of each class)
 
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
+import { fuzz } from './fuzz.mjs'
 import { NODES, OTHER_MAJORS, fetchNode } from './node-versions.mjs'
-import { mainOf, run } from './process.mjs'
+import { ProcessError, mainOf, run } from './process.mjs'
 import { ROOT, setUp } from './set-up.mjs'
 import { buildEnvironment } from './system-packages.mjs'
 
 const { values } = parseArgs({
-  options: { rounds: { type: 'string', default: '200' }, timeout: { type: 'string', default: '3600' } },
+  options: {
+    only: { type: 'string' },
+    rounds: { type: 'string', default: '200' },
+    timeout: { type: 'string', default: '3600' },
+    minutes: { type: 'string', default: '30' },
+  },
 })
 
-await mainOf('soak', async () => {
-  await setUp(['addon', 'typescript', 'tests'], ['build', 'guest'])
-  for (const major of OTHER_MAJORS) await fetchNode(major)
-  const environment = [
-    'SECURE_RDMA_TEST_DEVICE=rxe',
-    `SECURE_RDMA_NODES=${NODES}`,
-    `SECURE_RDMA_TEARDOWN_ROUNDS=${values.rounds}`,
-  ]
-  const options = ['--timeout', values.timeout, '--memory', '4096', ...environment.flatMap((entry) => ['--env', entry])]
-  const ava = [process.execPath, join(ROOT, 'node_modules/ava/entrypoints/cli.mjs'), '--timeout=30m']
-  const command = [...ava, join(ROOT, 'build/__test__/teardown.js')]
-  await run(process.execPath, ['tools/soft-roce/run.mjs', ...options, '--', ...command], {
+/** In the order in which they run. @type {Record<string, () => Promise<void>>} */
+const PARTS = {
+  // a million seeds of the simulation
+  async simulation() {
+    await setUp([], ['build'])
+    const [first, seeds] = [Number(process.env.SIM_FIRST ?? 0), Number(process.env.SIM_SEEDS ?? 1_000_000)]
+    // In pieces, so that it can be seen how far it is. Each must meet everything that the simulation has to meet.
+    const piece = 50_000
+    for (let done = 0; done < seeds; done += piece) {
+      const count = Math.min(piece, seeds - done)
+      console.log(`seeds ${first + done} to ${first + done + count - 1}:`)
+      await softTests(['simulation'], { SIM_FIRST: `${first + done}`, SIM_SEEDS: `${count}` })
+    }
+  },
+
+  // forged packets against live connections, ten million of each class
+  async forged() {
+    await setUp([], ['build'])
+    await softTests(['forged', 'grants'], {})
+  },
+
+  // each fuzz target for some time
+  fuzz: () => fuzz(Number(values.minutes)),
+
+  // 200 ends of workers and processes with RDMA in flight, on each of Node 20, 22 and 24
+  async teardown() {
+    await setUp(['addon', 'typescript', 'tests'], ['build', 'guest'])
+    for (const major of OTHER_MAJORS) await fetchNode(major)
+    const environment = [
+      'SECURE_RDMA_TEST_DEVICE=rxe',
+      `SECURE_RDMA_NODES=${NODES}`,
+      `SECURE_RDMA_TEARDOWN_ROUNDS=${values.rounds}`,
+    ]
+    const ava = [process.execPath, join(ROOT, 'node_modules/ava/entrypoints/cli.mjs'), '--timeout=30m']
+    const options = environment.flatMap((entry) => ['--env', entry])
+    await inGuest(options, [...ava, join(ROOT, 'build/__test__/teardown.js')])
+  },
+}
+
+/**
+ * Test binaries of the embedded device, optimised.
+ * @param {string[]} tests @param {NodeJS.ProcessEnv} extra
+ */
+async function softTests(tests, extra) {
+  const binaries = tests.flatMap((test) => ['--test', test])
+  await run('cargo', ['test', '--locked', '--release', '-p', 'secure-rdma-soft', ...binaries], {
+    cwd: ROOT,
+    env: { ...buildEnvironment(), ...extra },
+  })
+}
+
+/** @param {string[]} options @param {string[]} command */
+async function inGuest(options, command) {
+  const all = ['--timeout', values.timeout, '--memory', '4096', ...options]
+  await run(process.execPath, ['tools/soft-roce/run.mjs', ...all, '--', ...command], {
     cwd: ROOT,
     env: buildEnvironment(),
   })
+}
+
+await mainOf('soak', async () => {
+  const parts = values.only?.split(',') ?? Object.keys(PARTS)
+  const unknown = parts.find((part) => !Object.hasOwn(PARTS, part))
+  if (unknown) throw new ProcessError(`no part ${unknown}: the parts are ${Object.keys(PARTS).join(', ')}`, 1)
+  for (const part of parts) {
+    console.log(`\n=== ${part}`)
+    await PARTS[part]()
+  }
 })
