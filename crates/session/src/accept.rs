@@ -105,7 +105,7 @@ async fn serve<H: Host + ?Sized>(
         }
     };
     ticket.progress.over();
-    Counters::count(&shared.counters.failed);
+    shared.counters.count_failure(failed.error.code());
     if let Some(told) = &shared.config.on_handshake_failed {
         told(&failed.error, address);
     }
@@ -143,7 +143,8 @@ async fn handshake<H: Host + ?Sized>(
     watch.lap("tcp");
 
     // The ClientHello, in full, is the first step forward.
-    let (config, witness) = shared.tls.for_connection()?;
+    let tls = shared.tls();
+    let (config, witness) = tls.for_connection()?;
     let suspect = Suspect { address, role: Role::Server, witness };
     let refused = |cause: std::io::Error, tcp: Option<TcpStream>| Failed {
         error: suspect.judge(&cause).in_phase(Phase::Tls),
@@ -161,7 +162,7 @@ async fn handshake<H: Host + ?Sized>(
         Ok(Err((cause, tcp))) => return Err(refused(cause, Some(tcp))),
         Err(_) => return Err(late(Phase::Tls)),
     };
-    let secured = Secured::new(stream.get_ref().1, Role::Server, local, address);
+    let secured = Secured::new(stream.get_ref().1, local, &suspect);
     let channel = Channel::new(TlsStream::Server(stream));
     watch.lap("tls");
     let secured = match secured {
@@ -179,7 +180,7 @@ async fn handshake<H: Host + ?Sized>(
         suspect,
         host: Arc::clone(&shared.host),
         options,
-        own_names: Some(shared.tls.own.clone()),
+        own_names: Some(tls.own.clone()),
         progress: &ticket.progress,
         watch,
         path: None,

@@ -89,7 +89,7 @@ async fn attempt<H: Host + ?Sized>(
         }
         Err(_) => return Err(late(Phase::Tls).into()),
     };
-    let secured = Secured::new(stream.get_ref().1, Role::Client, local, address);
+    let secured = Secured::new(stream.get_ref().1, local, &suspect);
     let channel = Channel::new(TlsStream::Client(stream));
     watch.lap("tls");
     let secured = match secured {

@@ -49,5 +49,5 @@ pub use listener::{Listener, ListenerStats};
 pub use offer::{Offer, OfferError, VERSION};
 pub use report::{CertificateNames, ExposedSecrets, Report, Role, Step};
 pub use runtime::{Runtime, Task};
-pub use tls::{ALPN, Peer, Pin, TlsOptions};
+pub use tls::{ALPN, Peer, Pin, SpiffeId, TlsOptions};
 pub use upper::{Host, Prepared, Terms, TlsAddresses, UpperLayer};

@@ -1,8 +1,9 @@
 //! The server's way to connections.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use secure_rdma_rdma::{Error, ErrorCode, Result};
 use tokio::net::{TcpListener, TcpSocket};
@@ -13,7 +14,7 @@ use crate::connect::{tcp_error, zone};
 use crate::farewell::race;
 use crate::pending::Pending;
 use crate::tls::ServerTls;
-use crate::{Established, Host, ListenConfig};
+use crate::{Established, Host, ListenConfig, TlsOptions};
 
 /// Counters of a listener, since it began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,22 +40,42 @@ pub(crate) struct Counters {
     pub(crate) failed: AtomicU64,
     pub(crate) evicted: AtomicU64,
     pub(crate) paused: AtomicU64,
+    /// No more entries than there are codes.
+    failures: std::sync::Mutex<BTreeMap<&'static str, (ErrorCode, u64)>>,
 }
 
 impl Counters {
     pub(crate) fn count(counter: &AtomicU64) {
         counter.fetch_add(1, Ordering::Relaxed);
     }
+
+    /// Counts a handshake that failed with `code`.
+    pub(crate) fn count_failure(&self, code: ErrorCode) {
+        Self::count(&self.failed);
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.entry(code.as_str()).or_insert((code, 0)).1 += 1;
+    }
+
+    fn failures(&self) -> Vec<(ErrorCode, u64)> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).values().copied().collect()
+    }
 }
 
 /// What the accepting task and the handshakes share with the [`Listener`].
 pub(crate) struct Shared<H: Host + ?Sized> {
     pub(crate) config: ListenConfig,
-    pub(crate) tls: ServerTls,
+    tls: RwLock<Arc<ServerTls>>,
     pub(crate) host: Arc<H>,
     pub(crate) pending: Arc<Pending>,
     pub(crate) counters: Counters,
     pub(crate) closing: watch::Sender<bool>,
+}
+
+impl<H: Host + ?Sized> Shared<H> {
+    /// What a handshake that begins now goes by, to its end.
+    pub(crate) fn tls(&self) -> Arc<ServerTls> {
+        Arc::clone(&self.tls.read().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// Accepts connections. Dropping it, or [`Listener::close`], ends pending handshakes and leaves connections that were
@@ -81,7 +102,7 @@ impl<H: Host + ?Sized> Listener<H> {
         let shared = Arc::new(Shared {
             pending: Arc::new(Pending::new(config.max_pending_handshakes)),
             config,
-            tls,
+            tls: RwLock::new(Arc::new(tls)),
             host,
             counters: Counters::default(),
             closing: watch::Sender::new(false),
@@ -130,6 +151,25 @@ impl<H: Host + ?Sized> Listener<H> {
             evicted: counters.evicted.load(Ordering::Relaxed),
             paused: counters.paused.load(Ordering::Relaxed),
         }
+    }
+
+    /// Handshakes that failed, by the code of their error; codes that never came are left out. Their sum is
+    /// [`ListenerStats::failed`].
+    #[must_use]
+    pub fn failures(&self) -> Vec<(ErrorCode, u64)> {
+        self.shared.counters.failures()
+    }
+
+    /// Changes who we are and whom we trust, for TCP connections that are taken from now on. Handshakes that are under way,
+    /// and connections, keep what they began with. Of `tls`, certificate and key, authorities, pins and revocation lists
+    /// count; `request_cert` and the key log stay as they are.
+    ///
+    /// # Errors
+    /// `ERR_RDMA_TLS_CONFIG`, and then nothing has changed.
+    pub fn set_tls(&self, tls: &TlsOptions) -> Result<()> {
+        let renewed = Arc::new(self.shared.tls().renewed(tls)?);
+        *self.shared.tls.write().unwrap_or_else(PoisonError::into_inner) = renewed;
+        Ok(())
     }
 
     /// Stops listening and ends pending handshakes; connections that nobody accepted are destroyed. Idempotent. The port

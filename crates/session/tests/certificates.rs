@@ -4,73 +4,14 @@
 
 mod common;
 
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Arc;
 
 use common::World;
-use common::certs::{Authority, Identity, params};
+use common::certs::{Authority, Identity, changed};
+use common::refusals::{client_refuses, refused, server_refuses};
 use rcgen::{ExtendedKeyUsagePurpose, date_time_ymd};
-use secure_rdma_rdma::{Error, ErrorCode, QpState};
+use secure_rdma_rdma::ErrorCode;
 use secure_rdma_session::{Listener, Pin, TlsOptions, connect};
-
-/// What became of one attempt: the client's error, and the server's.
-struct Outcome {
-    client: Error,
-    server: Error,
-}
-
-/// Connects and expects both sides to fail.
-async fn refused(world: &World) -> Outcome {
-    let failed: Arc<Mutex<Vec<Error>>> = Arc::default();
-    let mut config = world.listen_config();
-    let seen = Arc::clone(&failed);
-    config.on_handshake_failed = Some(Arc::new(move |error, _| seen.lock().unwrap().push(error.clone())));
-    let listener = Listener::bind(config, Arc::clone(&world.server_host)).await.unwrap();
-    let client = world.connect(listener.local_addr().port()).await.unwrap_err();
-    common::eventually("the server has judged", || !failed.lock().unwrap().is_empty()).await;
-    assert_eq!(listener.stats().failed, 1);
-    assert_eq!(listener.stats().established, 0);
-    assert!(
-        tokio::time::timeout(Duration::from_millis(1), listener.accept()).await.is_err(),
-        "a failed handshake ends no iteration"
-    );
-    assert_eq!(
-        world.server_host.made(),
-        0,
-        "the server makes no queue pair before it has verified the client"
-    );
-    assert!(
-        world.client_host.states().iter().all(|state| *state == QpState::Init),
-        "the client is in INIT at most"
-    );
-    world.gone().await;
-    let server = failed.lock().unwrap().remove(0);
-    Outcome { client, server }
-}
-
-/// The client refuses the server.
-async fn client_refuses(name: &str, world: &World, code: ErrorCode, alert: &str) {
-    let outcome = refused(world).await;
-    assert_eq!(outcome.client.code(), code, "{name}: {}", outcome.client);
-    assert_eq!(outcome.server.code(), ErrorCode::TlsAlert, "{name}: {}", outcome.server);
-    assert!(outcome.server.message().contains(alert), "{name}: {}", outcome.server);
-    assert_eq!(world.client_host.made(), 0, "{name}");
-}
-
-/// The server refuses the client.
-async fn server_refuses(name: &str, world: &World, code: ErrorCode, alert: &str) {
-    let outcome = refused(world).await;
-    assert_eq!(outcome.server.code(), code, "{name}: {}", outcome.server);
-    assert_eq!(outcome.client.code(), ErrorCode::TlsAlert, "{name}: {}", outcome.client);
-    assert!(outcome.client.message().contains(alert), "{name}: {}", outcome.client);
-}
-
-/// A certificate's parameters, changed.
-fn changed(name: &str, change: impl FnOnce(&mut rcgen::CertificateParams)) -> rcgen::CertificateParams {
-    let mut params = params(name);
-    change(&mut params);
-    params
-}
 
 /// Identities that no side may accept, with code and alert.
 fn bad_identities(
@@ -120,11 +61,11 @@ async fn what_is_wrong_with_a_servers_certificate() {
     let base = World::new();
     let bad = bad_identities(&base, "localhost", ExtendedKeyUsagePurpose::ClientAuth);
     for (name, identity, code, alert) in bad {
-        let world = World { server_tls: identity.tls(&[&base.authority]), ..base_of(&base) };
+        let world = World { server_tls: identity.tls(&[&base.authority]), ..base.again() };
         client_refuses(name, &world, code, alert).await;
     }
     let world =
-        World { server_tls: base.authority.issue("other.test").tls(&[&base.authority]), ..base_of(&base) };
+        World { server_tls: base.authority.issue("other.test").tls(&[&base.authority]), ..base.again() };
     client_refuses("wrong name", &world, ErrorCode::TlsName, "bad_certificate").await;
     let message = refused(&World { server_host: common::stub::StubHost::new(), ..world }).await.client;
     for part in ["other.test", "test authority", "localhost", "servername"] {
@@ -137,11 +78,11 @@ async fn what_is_wrong_with_a_clients_certificate() {
     let base = World::new();
     let bad = bad_identities(&base, "client.test", ExtendedKeyUsagePurpose::ServerAuth);
     for (name, identity, code, alert) in bad {
-        let world = World { client_tls: identity.tls(&[&base.authority]), ..base_of(&base) };
+        let world = World { client_tls: identity.tls(&[&base.authority]), ..base.again() };
         server_refuses(name, &world, code, alert).await;
     }
     let nobody = TlsOptions { cert: Vec::new(), key: None, ..base.client_tls.clone() };
-    let world = World { client_tls: nobody, ..base_of(&base) };
+    let world = World { client_tls: nobody, ..base.again() };
     server_refuses("no certificate", &world, ErrorCode::TlsNoCertificate, "certificate_required").await;
 }
 
@@ -187,7 +128,7 @@ async fn revocation_lists_are_enforced_for_the_whole_chain() {
     let worlds = |server_crl: Vec<Vec<u8>>, client_crl: Vec<Vec<u8>>| World {
         server_tls: TlsOptions { crl: client_crl, ..server.tls(&[root]) },
         client_tls: TlsOptions { crl: server_crl, ..client.tls(&[root]) },
-        ..base_of(&base)
+        ..base.again()
     };
     for (name, crl, code, alert) in table(&server.serial) {
         client_refuses(name, &worlds(crl, vec![]), code, alert).await;
@@ -210,7 +151,7 @@ async fn pins_with_and_without_an_authority() {
         let mut world = World {
             server_tls: TlsOptions { pins: client_pins.to_vec(), ..server.tls(&[&base.authority]) },
             client_tls: TlsOptions { pins: server_pins.to_vec(), ..client.tls(&[&base.authority]) },
-            ..base_of(&base)
+            ..base.again()
         };
         if !with_ca {
             world.server_tls.ca.clear();
@@ -242,14 +183,14 @@ async fn pins_with_and_without_an_authority() {
     let both = World {
         server_tls: stranger.tls(&[&base.authority]),
         client_tls: TlsOptions { pins: vec![stranger.spki], ..client.tls(&[&base.authority]) },
-        ..base_of(&base)
+        ..base.again()
     };
     client_refuses("pin without the CA", &both, ErrorCode::TlsUntrusted, "unknown_ca").await;
     // Alone it does, for a self-signed certificate and any name; dates and purpose still count.
     let alone = |identity: &Identity| World {
         server_tls: identity.tls(&[&base.authority]),
         client_tls: TlsOptions { ca: vec![], pins: vec![identity.spki], ..client.tls(&[&base.authority]) },
-        ..base_of(&base)
+        ..base.again()
     };
     alone(&Identity::self_signed("any.name")).pair().await;
     let late =
@@ -269,7 +210,7 @@ async fn a_server_that_asks_for_no_certificate_lets_anyone_in() {
     let base = World::new();
     let nobody = TlsOptions { cert: Vec::new(), key: None, ..base.client_tls.clone() };
     let open = TlsOptions { request_cert: false, ca: vec![], ..base.server_tls.clone() };
-    let (client, server) = World { server_tls: open, client_tls: nobody, ..base_of(&base) }.pair().await;
+    let (client, server) = World { server_tls: open, client_tls: nobody, ..base.again() }.pair().await;
     assert!(server.peer.certificates.is_empty() && server.report.peer_certificate.is_none());
     assert!(client.report.own_certificate.is_none());
 }
@@ -335,17 +276,5 @@ async fn the_key_log_is_private_and_opens_the_session() {
     assert_eq!(mode & 0o777, 0o600);
     for label in ["CLIENT_HANDSHAKE_TRAFFIC_SECRET", "CLIENT_TRAFFIC_SECRET_0", "SERVER_TRAFFIC_SECRET_0"] {
         assert!(log.lines().any(|line| line.starts_with(&format!("{label} "))), "{label}");
-    }
-}
-
-/// The same identities and authority, with hosts of its own.
-fn base_of(world: &World) -> World {
-    World {
-        authority: Authority::new("unused"),
-        server_tls: world.server_tls.clone(),
-        client_tls: world.client_tls.clone(),
-        server_host: common::stub::StubHost::new(),
-        client_host: common::stub::StubHost::new(),
-        options: world.options.clone(),
     }
 }

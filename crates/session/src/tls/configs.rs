@@ -35,7 +35,24 @@ impl ClientTls {
             config_error(format!("{name:?} is no name that a certificate can have: give `servername`"))
         })?;
         let witness = Witness::default();
-        let judge = Judge { trust: Arc::new(Trust::new(options, &provider)?), witness: witness.clone() };
+        if options.peer_identity.is_some() {
+            if options.servername.is_some() {
+                return Err(config_error(
+                    "`servername` and `peerIdentity` are two identities: give one".to_owned(),
+                ));
+            }
+            if options.ca.is_empty() {
+                return Err(config_error(
+                    "`peerIdentity` needs `ca`: an authority must vouch for it, which a pinned key does not"
+                        .to_owned(),
+                ));
+            }
+        }
+        let judge = Judge {
+            trust: Arc::new(Trust::new(options, &provider)?),
+            witness: witness.clone(),
+            identity: options.peer_identity.clone(),
+        };
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|cause| unusable(&cause))?
@@ -64,6 +81,7 @@ pub(crate) struct ServerTls {
     trust: Option<Arc<Trust>>,
     resolver: Arc<dyn ResolvesServerCert>,
     key_log: Option<Arc<dyn KeyLog>>,
+    request_cert: bool,
     pub(crate) own: CertificateNames,
 }
 
@@ -74,13 +92,30 @@ impl ServerTls {
         if options.servername.is_some() {
             return Err(config_error("`servername` is for clients".to_owned()));
         }
+        if options.peer_identity.is_some() {
+            return Err(config_error("`peerIdentity` is for clients; a server has `authorize`".to_owned()));
+        }
         let Some((key, own)) = identity(options, &provider)? else {
             return Err(config_error("a server needs `cert` and `key`".to_owned()));
         };
         let resolver = Arc::new(SingleCertAndKey::from(key));
-        let tls = Self { provider, trust, resolver, key_log: key_log(options)?, own };
+        let tls = Self {
+            provider,
+            trust,
+            resolver,
+            key_log: key_log(options)?,
+            request_cert: options.request_cert,
+            own,
+        };
         tls.for_connection()?;
         Ok(tls)
+    }
+
+    /// The same server with another identity and other authorities, pins and revocation lists. `request_cert` and the key
+    /// log stay.
+    pub(crate) fn renewed(&self, options: &TlsOptions) -> Result<Self> {
+        let options = TlsOptions { request_cert: self.request_cert, key_log_file: None, ..options.clone() };
+        Ok(Self { key_log: self.key_log.clone(), ..Self::new(&options)? })
     }
 
     /// The configuration of one connection. Cheap: everything in it is shared, but for the witness.
@@ -91,7 +126,7 @@ impl ServerTls {
             .map_err(|cause| unusable(&cause))?;
         let builder = match &self.trust {
             Some(trust) => {
-                let judge = Judge { trust: Arc::clone(trust), witness: witness.clone() };
+                let judge = Judge { trust: Arc::clone(trust), witness: witness.clone(), identity: None };
                 builder.with_client_cert_verifier(Arc::new(judge))
             }
             None => builder.with_no_client_auth(),

@@ -4,10 +4,10 @@ use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
 
-use rustls::{AlertDescription, CertificateError, InvalidMessage, PeerIncompatible};
+use rustls::{AlertDescription, CertificateError, InvalidMessage, OtherError, PeerIncompatible};
 use secure_rdma_rdma::{Error, ErrorCode};
 
-use super::verify::NotPinned;
+use super::verify::{NotIdentity, NotPinned};
 use super::{Witness, certificate};
 use crate::Role;
 use crate::frame::printable;
@@ -137,14 +137,7 @@ impl Suspect {
                 "is covered only by a revocation list that has expired".to_owned(),
                 "give a current list in `crl`",
             ),
-            C::Other(other) => match other.0.downcast_ref::<NotPinned>() {
-                Some(NotPinned(spki)) => (
-                    ErrorCode::TlsPin,
-                    format!("has the key sha256/{spki}, which is not pinned"),
-                    "add it to `pins` if it is the peer's",
-                ),
-                None => bad_certificate(&other.0),
-            },
+            C::Other(other) => judge_refusal(other),
             other => bad_certificate(other),
         };
         let whose = self.describe();
@@ -162,6 +155,29 @@ impl Suspect {
         let also = if also.is_empty() { String::new() } else { format!(", for {}", also.join(", ")) };
         format!(" (subject {:?}, issuer {:?}{also})", names.subject, names.issuer)
     }
+}
+
+/// Refusals of our own.
+fn judge_refusal(other: &OtherError) -> (ErrorCode, String, &'static str) {
+    if let Some(NotPinned(spki)) = other.0.downcast_ref() {
+        let what = format!("has the key sha256/{spki}, which is not pinned");
+        return (ErrorCode::TlsPin, what, "add it to `pins` if it is the peer's");
+    }
+    if let Some(NotIdentity { wanted, shown }) = other.0.downcast_ref() {
+        return match shown {
+            Some(shown) => (
+                ErrorCode::TlsName,
+                format!("is for {shown} and not for {wanted}"),
+                "give the server's own identity in `peerIdentity`, or connect to the right server",
+            ),
+            None => (
+                ErrorCode::TlsName,
+                format!("is not for {wanted}: it is no X.509-SVID"),
+                "issue it with one URI name, spiffe://trust-domain/path, and no right to sign certificates or lists",
+            ),
+        };
+    }
+    bad_certificate(&other.0)
 }
 
 fn bad_certificate(cause: &dyn Display) -> (ErrorCode, String, &'static str) {
@@ -206,7 +222,9 @@ fn alert_remedy(alert: AlertDescription) -> &'static str {
         A::UnsupportedCertificate => {
             "our certificate is not for this purpose: issue it with the extended key usage serverAuth, clientAuth, or both"
         }
-        A::CertificateUnknown => "it does not take our certificate: check its `pins`; its own log says more",
+        A::CertificateUnknown => {
+            "it does not take our certificate: check its `pins` or `peerIdentity`; its own log says more"
+        }
         A::ProtocolVersion => "it does not speak TLS 1.3: is it another service's port?",
         A::NoApplicationProtocol => "it does not speak secure-rdma/1: is it another service's port?",
         A::DecryptError => {

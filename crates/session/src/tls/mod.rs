@@ -8,6 +8,7 @@ mod material;
 mod peer;
 mod pins;
 mod session;
+mod spiffe;
 mod verify;
 
 use std::fmt;
@@ -18,6 +19,7 @@ pub(crate) use errors::{Suspect, closed_by_peer};
 pub use peer::Peer;
 pub use pins::Pin;
 pub(crate) use session::{Secured, same_binding, wrong_alpn};
+pub use spiffe::SpiffeId;
 pub(crate) use verify::Witness;
 
 /// The one application protocol. Required on both sides after the handshake.
@@ -46,6 +48,10 @@ pub struct TlsOptions {
     pub request_cert: bool,
     /// Clients: the name that the server's certificate must have. Default: the host that is connected to.
     pub servername: Option<String>,
+    /// Clients: the SPIFFE ID that the server's certificate must have, instead of a name. The certificate is judged as an
+    /// X.509-SVID then: one URI among its subject alternative names, no right to sign certificates or revocation lists,
+    /// and, if it lists extended key usages, both serverAuth and clientAuth. Needs `ca`; not together with `servername`.
+    pub peer_identity: Option<SpiffeId>,
     /// Appends the secrets of every session to this file (NSS key log format, mode 0600). **Whoever reads the file
     /// can decrypt captured connections.** For debugging only.
     pub key_log_file: Option<PathBuf>,
@@ -61,6 +67,7 @@ impl Default for TlsOptions {
             crl: Vec::new(),
             request_cert: true,
             servername: None,
+            peer_identity: None,
             key_log_file: None,
         }
     }
@@ -76,6 +83,7 @@ impl fmt::Debug for TlsOptions {
             .field("crl", &self.crl.len())
             .field("request_cert", &self.request_cert)
             .field("servername", &self.servername)
+            .field("peer_identity", &self.peer_identity)
             .field("key_log_file", &self.key_log_file)
             .finish()
     }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::Pin;
+use super::{Pin, SpiffeId};
 use crate::CertificateNames;
 
 /// The authenticated peer, as TLS knows it.
@@ -16,6 +16,9 @@ pub struct Peer {
     pub certificates: Vec<Vec<u8>>,
     /// The names in its end-entity certificate.
     pub names: Option<CertificateNames>,
+    /// Its SPIFFE ID, where its certificate is an X.509-SVID and leads to an authority in `ca`: a pinned key vouches for
+    /// nothing that its owner writes into a certificate.
+    pub spiffe_id: Option<SpiffeId>,
     /// SHA-256 of its SubjectPublicKeyInfo.
     pub spki_sha256: Option<Pin>,
     /// `TLSv1.3`.

@@ -6,7 +6,7 @@ use aws_lc_rs::{constant_time, hmac};
 use rustls::{ConnectionCommon, ProtocolVersion};
 use secure_rdma_rdma::{Error, ErrorCode, Psn, Result};
 
-use super::{ALPN, Peer, certificate};
+use super::{ALPN, Peer, Suspect, certificate};
 use crate::Role;
 
 const BINDING_LABEL: &[u8] = b"EXPORTER-secure-rdma-binding";
@@ -29,10 +29,10 @@ impl Secured {
     /// `ERR_RDMA_TLS_ALPN`, `ERR_RDMA_TLS_VERSION`; rustls alone accepts a client that offers no ALPN.
     pub(crate) fn new<D>(
         connection: &ConnectionCommon<D>,
-        role: Role,
         local: SocketAddr,
-        address: SocketAddr,
+        suspect: &Suspect,
     ) -> Result<Self> {
+        let (role, address) = (suspect.role, suspect.address);
         if connection.alpn_protocol() != Some(ALPN) {
             return Err(wrong_alpn(address, connection.alpn_protocol()));
         }
@@ -51,6 +51,10 @@ impl Secured {
             address,
             local,
             names: read.as_ref().map(|read| read.names.clone()),
+            spiffe_id: read
+                .as_ref()
+                .filter(|_| suspect.witness.saw_authority())
+                .and_then(|read| read.spiffe_id.clone()),
             spki_sha256: read.map(|read| read.spki),
             certificates,
             tls_version: "TLSv1.3".to_owned(),

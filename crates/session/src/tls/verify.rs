@@ -3,11 +3,11 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, PeerIncompatible, RootCertStore,
@@ -17,7 +17,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use secure_rdma_rdma::Result;
 
 use super::material::{certificates, config_error, revocation_lists};
-use super::{Pin, TlsOptions, certificate};
+use super::{Pin, SpiffeId, TlsOptions, certificate};
 use crate::Role;
 
 /// What the peer of one connection showed, kept for the message when it is refused.
@@ -29,6 +29,7 @@ struct Shown {
     certificate: Option<Vec<u8>>,
     no_alpn: bool,
     no_key: bool,
+    authority: bool,
 }
 
 impl Witness {
@@ -47,6 +48,11 @@ impl Witness {
     /// It did not prove that it has its certificate's key.
     pub(super) fn saw_no_key(&self) -> bool {
         self.shown().no_key
+    }
+
+    /// An authority in `ca` vouches for what the certificate says.
+    pub(super) fn saw_authority(&self) -> bool {
+        self.shown().authority
     }
 
     pub(super) fn saw_no_alpn(&self) -> bool {
@@ -83,11 +89,27 @@ impl fmt::Display for NotPinned {
 
 impl std::error::Error for NotPinned {}
 
+/// The certificate is not the X.509-SVID of the server that is wanted.
+#[derive(Debug)]
+pub(super) struct NotIdentity {
+    pub(super) wanted: SpiffeId,
+    pub(super) shown: Option<SpiffeId>,
+}
+
+impl fmt::Display for NotIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "it is not for {}", self.wanted)
+    }
+}
+
+impl std::error::Error for NotIdentity {}
+
 /// Whom one side trusts. Shared by its connections.
 #[derive(Debug)]
 pub(super) struct Trust {
     /// Judges servers; `None` where pins alone decide.
     servers: Option<Arc<WebPkiServerVerifier>>,
+    roots: Arc<RootCertStore>,
     /// Judges clients; `None` where pins alone decide.
     clients: Option<Arc<dyn ClientCertVerifier>>,
     pins: Vec<Pin>,
@@ -98,6 +120,7 @@ impl Trust {
     pub(super) fn new(options: &TlsOptions, provider: &Arc<CryptoProvider>) -> Result<Self> {
         let mut trust = Self {
             servers: None,
+            roots: Arc::new(RootCertStore::empty()),
             clients: None,
             pins: options.pins.clone(),
             algorithms: provider.signature_verification_algorithms,
@@ -122,6 +145,7 @@ impl Trust {
             })?;
         }
         let roots = Arc::new(roots);
+        trust.roots = Arc::clone(&roots);
         let lists = revocation_lists(&options.crl)?;
         let refused =
             |cause: &dyn fmt::Display| config_error(format!("`ca` and `crl` give no verifier: {cause}"));
@@ -149,6 +173,35 @@ impl Trust {
         } else {
             Err(CertificateError::Other(OtherError(Arc::new(NotPinned(read.spki)))).into())
         }
+    }
+
+    /// A server that is known by its SPIFFE ID and not by a name. `None` where pins alone decide.
+    ///
+    /// rustls's judge of servers demands a name, so the chain is followed without one, and revocation is left to the judge
+    /// of clients. That one demands the purpose clientAuth, and so does X.509-SVID §4.4.
+    fn check_identity(
+        &self,
+        wanted: &SpiffeId,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        let clients = self.clients.as_ref().ok_or(CertificateError::UnknownIssuer)?;
+        let parsed = ParsedCertificate::try_from(end_entity)?;
+        verify_server_cert_signed_by_trust_anchor(
+            &parsed,
+            &self.roots,
+            intermediates,
+            now,
+            self.algorithms.all,
+        )?;
+        clients.verify_client_cert(end_entity, intermediates, now)?;
+        let read = certificate::read(end_entity).ok_or(CertificateError::BadEncoding)?;
+        if read.spiffe_id.as_ref() == Some(wanted) {
+            return Ok(());
+        }
+        let refusal = NotIdentity { wanted: wanted.clone(), shown: read.spiffe_id };
+        Err(CertificateError::Other(OtherError(Arc::new(refusal))).into())
     }
 
     /// Without an authority: what a certificate itself says. That the peer has its key, the handshake proves.
@@ -182,6 +235,8 @@ impl Trust {
 pub(super) struct Judge {
     pub(super) trust: Arc<Trust>,
     pub(super) witness: Witness,
+    /// Clients: the server must be this one, whatever its name.
+    pub(super) identity: Option<SpiffeId>,
 }
 
 impl Judge {
@@ -207,12 +262,18 @@ impl ServerCertVerifier for Judge {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         self.witness.saw(end_entity);
-        match &self.trust.servers {
-            Some(authorities) => {
+        match (&self.identity, &self.trust.servers) {
+            (Some(wanted), _) => {
+                self.trust.check_identity(wanted, end_entity, intermediates, now)?;
+                self.trust.check_pin(end_entity)?;
+                self.witness.shown().authority = true;
+            }
+            (None, Some(authorities)) => {
                 authorities.verify_server_cert(end_entity, intermediates, name, ocsp, now)?;
                 self.trust.check_pin(end_entity)?;
+                self.witness.shown().authority = true;
             }
-            None => self.trust.check_alone(end_entity, Role::Server, now)?,
+            (None, None) => self.trust.check_alone(end_entity, Role::Server, now)?,
         }
         Ok(ServerCertVerified::assertion())
     }
@@ -256,6 +317,7 @@ impl ClientCertVerifier for Judge {
             Some(authorities) => {
                 authorities.verify_client_cert(end_entity, intermediates, now)?;
                 self.trust.check_pin(end_entity)?;
+                self.witness.shown().authority = true;
             }
             None => self.trust.check_alone(end_entity, Role::Client, now)?,
         }

@@ -2,7 +2,8 @@
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
-    IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
+    IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+    date_time_ymd,
 };
 use secure_rdma_session::{Pin, TlsOptions};
 
@@ -29,6 +30,19 @@ pub fn params(name: &str) -> CertificateParams {
     params.not_before = date_time_ymd(2020, 1, 1);
     params.not_after = date_time_ymd(2090, 1, 1);
     params
+}
+
+/// A certificate's parameters, changed.
+pub fn changed(name: &str, change: impl FnOnce(&mut CertificateParams)) -> CertificateParams {
+    let mut params = params(name);
+    change(&mut params);
+    params
+}
+
+/// What turns a certificate into one with these URI names and no others.
+pub fn with_uris(uris: &[&str]) -> impl FnOnce(&mut CertificateParams) {
+    let names = uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())).collect();
+    move |params| params.subject_alt_names = names
 }
 
 fn authority_params(name: &str) -> CertificateParams {

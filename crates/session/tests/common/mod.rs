@@ -3,6 +3,7 @@
 
 pub mod certs;
 pub mod raw;
+pub mod refusals;
 pub mod stub;
 
 use std::sync::Arc;
@@ -51,10 +52,23 @@ impl World {
     }
 
     pub fn connect_config(&self, port: u16) -> ConnectConfig {
+        let servername = self.client_tls.peer_identity.is_none().then(|| "localhost".to_owned());
         ConnectConfig {
             options: self.options.clone(),
-            tls: TlsOptions { servername: Some("localhost".to_owned()), ..self.client_tls.clone() },
+            tls: TlsOptions { servername, ..self.client_tls.clone() },
             ..ConnectConfig::new("127.0.0.1", port, TlsOptions::default())
+        }
+    }
+
+    /// The same identities and options, with hosts of its own.
+    pub fn again(&self) -> Self {
+        Self {
+            authority: Authority::new("unused"),
+            server_tls: self.server_tls.clone(),
+            client_tls: self.client_tls.clone(),
+            server_host: StubHost::new(),
+            client_host: StubHost::new(),
+            options: self.options.clone(),
         }
     }
 
