@@ -23,9 +23,9 @@
 
 export { connect } from './src/connect.js'
 export { Connection } from './src/connection.js'
-export type { Closed, ConnectionStats, MessageBytes, SignalOptions } from './src/connection.js'
-export { devices } from './src/devices.js'
-export type { DeviceInfo, GidInfo, PortInfo } from './src/devices.js'
+export type { Closed, ConnectionStats, MessageBytes, SignalOptions } from './src/connection-types.js'
+export { devices, deviceStats } from './src/devices.js'
+export type { DeviceInfo, DeviceStats, DeviceStatsOptions, GidInfo, PortInfo } from './src/devices.js'
 export { RdmaError } from './src/errors.js'
 export type { RdmaErrorCode, RdmaErrorDetails, RdmaPhase } from './src/errors.js'
 export type {
@@ -38,5 +38,7 @@ export type {
 } from './src/options.js'
 export type { CertificateNames, Peer } from './src/peer.js'
 export type { Address, ConnectionDevice, Handshake } from './src/report.js'
+export type { SecureContextOptions } from './src/secure-context.js'
 export { listen, Server } from './src/server.js'
 export type { ServerAddress, ServerStats } from './src/server.js'
+export type { AcceptTrace, ConnectTrace, ReceiveTrace, SendTrace } from './src/tracing.js'

@@ -21,6 +21,8 @@ export interface Wish {
   /** DNS names and IP addresses it is for. */
   dns?: string[]
   ip?: string[]
+  /** URIs, such as SPIFFE IDs. */
+  uris?: string[]
   notBefore?: Date
   notAfter?: Date
   /** Extended key usages; both of TLS by default. */
@@ -87,7 +89,7 @@ export class Authority {
 
   /** Signs a certificate for a new key. */
   async issue(wish: Wish = {}): Promise<Identity> {
-    const { name = 'CN=peer.test', dns = ['peer.test', 'localhost'], ip = ADDRESSES } = wish
+    const { name = 'CN=peer.test', dns = ['peer.test', 'localhost'], ip = ADDRESSES, uris = [] } = wish
     const { usages = [x509.ExtendedKeyUsage.serverAuth, x509.ExtendedKeyUsage.clientAuth] } = wish
     const keys = await webcrypto.subtle.generateKey(ALGORITHM, true, ['sign', 'verify'])
     const certificate = await x509.X509CertificateGenerator.create({
@@ -106,6 +108,7 @@ export class Authority {
         new x509.SubjectAlternativeNameExtension([
           ...dns.map((value) => ({ type: 'dns' as const, value })),
           ...ip.map((value) => ({ type: 'ip' as const, value })),
+          ...uris.map((value) => ({ type: 'url' as const, value })),
         ]),
         await x509.AuthorityKeyIdentifierExtension.create(this.#keys.publicKey),
       ],

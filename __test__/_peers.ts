@@ -1,5 +1,6 @@
 // A server on the tests' device, the options that reach it, and pairs of connected ends.
 
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { ExecutionContext } from 'ava'
 import { connect, listen, type CommonOptions, type Connection, type ConnectOptions, type Server } from 'secure-rdma'
 import { fixture } from './_certificates.js'
@@ -53,6 +54,15 @@ export async function warmUp(served: Served): Promise<void> {
   const [client, accepted] = await Promise.all([connect(served.toServer), served.server.accept()])
   await client.close()
   await accepted.closed
+}
+
+/** Waits for what comes by itself; gives up loudly. */
+export async function until(what: string, condition: () => boolean, within = 10_000): Promise<void> {
+  const began = performance.now()
+  while (!condition()) {
+    await sleep(5)
+    if (performance.now() - began > within) throw new Error(`not within ${within} ms: ${what}`)
+  }
 }
 
 /** A stretch of time, for logs. */

@@ -14,7 +14,7 @@ const root = dirname(require.resolve('secure-rdma/package.json'))
 test('import and require give one implementation', async (t) => {
   const imported = await import('secure-rdma')
   const names = Object.keys(required).sort()
-  t.deepEqual(names, ['Connection', 'RdmaError', 'Server', 'connect', 'devices', 'listen'])
+  t.deepEqual(names, ['Connection', 'RdmaError', 'Server', 'connect', 'deviceStats', 'devices', 'listen'])
   for (const name of names as (keyof typeof required)[]) t.is(imported[name], required[name], name)
 })
 

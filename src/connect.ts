@@ -6,6 +6,7 @@ import { createConnection, type Connection } from './connection.js'
 import { environment, forget, Hold, register } from './events.js'
 import { unwrapMade } from './native.js'
 import { checkConnect, toNative, type ConnectOptions } from './options.js'
+import { isTraced, traced, traces } from './tracing.js'
 
 const connected = channel('secure-rdma:client:connected')
 const failed = channel('secure-rdma:client:connect-failed')
@@ -15,13 +16,21 @@ const failed = channel('secure-rdma:client:connect-failed')
  * that proves the path. Only then it fulfils.
  *
  * Told through `node:diagnostics_channel`: `secure-rdma:client:connected` with `{ connection }`,
- * `secure-rdma:client:connect-failed` with `{ host, port, error }`.
+ * `secure-rdma:client:connect-failed` with `{ host, port, error }`; and as a `TracingChannel`, `secure-rdma:connect`, with a
+ * {@link ConnectTrace}.
  *
  * @throws {RdmaError} what failed (`code`) and how far it had come (`phase`); what `authorize` threw is its `cause`
  * @throws {TypeError | RangeError} for an option that is unknown, missing or cannot be
  */
 export async function connect(options: ConnectOptions): Promise<Connection> {
-  const { host = 'localhost', port, localAddress, signal, ...rest } = checkConnect(options)
+  const checked = checkConnect(options)
+  const { host = 'localhost', port } = checked
+  if (!isTraced(traces.connect)) return establish(checked, host)
+  return traced(traces.connect, { host, port }, () => establish(checked, host))
+}
+
+async function establish(checked: ReturnType<typeof checkConnect>, host: string): Promise<Connection> {
+  const { host: _host, port, localAddress, signal, ...rest } = checked
   if (signal?.aborted) throw abortError(signal)
   const authorizer = new Authorizer(rest.authorize)
   const hold = new Hold()

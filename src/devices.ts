@@ -1,6 +1,7 @@
-import type { Listing, NativeDevice } from '#binding'
+import type { Counting, Listing, NativeError } from '#binding'
 import { environment, forget, Hold, register } from './events.js'
 import { unwrap } from './native.js'
+import { members, text, whole, type Checks } from './validate.js'
 
 /** One entry of a port's GID table. */
 export interface GidInfo {
@@ -73,27 +74,69 @@ export interface DeviceInfo {
  * @throws {RdmaError} `ERR_RDMA_LIBRARY` when rdma-core is there but unusable
  */
 export function devices(): Promise<DeviceInfo[]> {
+  return asked((id) => unwrap<Listing>(environment.devices(id))) as Promise<DeviceInfo[]>
+}
+
+/** What {@link deviceStats} takes beside the name. */
+export interface DeviceStatsOptions {
+  /** The device's port, 1 to 255. Default 1. */
+  port?: number | undefined
+}
+
+/**
+ * Counters of a device's port. Those of a NIC and of soft-RoCE are the kernel's (`hw_counters` and `counters` in
+ * `/sys/class/infiniband/DEVICE/ports/PORT`), by its names: `sent_pkts`, `rcvd_pkts`, `out_of_seq_request`, …; they count for
+ * all processes, and which there are differs by driver. The embedded device counts for this process since it was opened,
+ * by soft-RoCE's names and some of its own. They only grow.
+ */
+export type DeviceStats = Readonly<Record<string, number>>
+
+const statsOptions: Checks<Required<DeviceStatsOptions>> = { port: whole(1, 255) }
+
+/**
+ * Reads the counters of a device. `connection.device.stats()` does it for the device and port of a connection.
+ *
+ * @param device its name, as in {@link devices}
+ * @throws {RdmaError} `ERR_RDMA_DEVICE_NOT_FOUND` where there is no such device or port
+ * @throws {TypeError | RangeError} for an argument that cannot be
+ */
+export async function deviceStats(device: string, options: DeviceStatsOptions = {}): Promise<DeviceStats> {
+  const name = text(device, 'device')
+  const { port = 1 } = members<Required<DeviceStatsOptions>>(options, 'options', statsOptions)
+  const counters = await asked((id) => unwrap<Counting>(environment.deviceCounters(id, name, port)))
+  return Object.fromEntries(Object.entries(counters).sort(([one], [other]) => (one < other ? -1 : 1)))
+}
+
+/** Something that native code looks up off the event loop. */
+interface Lookup<T> {
+  take(): T | NativeError | null
+}
+
+/** Begins a look-up, and waits for what comes of it. */
+function asked<T>(begin: (id: number) => Lookup<T>): Promise<T> {
   return new Promise((resolve, reject) => {
     const hold = new Hold()
-    let listing: Listing
+    let lookup: Lookup<T>
     const id = register({
       news() {
-        const outcome = listing.take()
+        const outcome = lookup.take()
         if (outcome === null) return
-        forget(id)
-        hold.release()
+        over()
         try {
-          resolve(unwrap<NativeDevice[]>(outcome) as DeviceInfo[])
+          resolve(unwrap<T>(outcome))
         } catch (error) {
           reject(error)
         }
       },
     })
-    try {
-      listing = unwrap<Listing>(environment.devices(id))
-    } catch (error) {
+    const over = (): void => {
       forget(id)
       hold.release()
+    }
+    try {
+      lookup = begin(id)
+    } catch (error) {
+      over()
       throw error
     }
   })

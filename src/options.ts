@@ -13,6 +13,7 @@ import {
   oneOf,
   pin,
   rangeError,
+  spiffeId,
   text,
   whole,
   type Checked,
@@ -166,6 +167,13 @@ export interface ConnectOptions extends CommonOptions {
   localAddress?: string | undefined
   /** The name that the server's certificate must have. Default: `host`. Only with `ca`: `pins` alone judge no name. */
   servername?: string | undefined
+  /**
+   * The SPIFFE ID that the server's certificate must have, such as `spiffe://example.org/storage`, instead of a name. It is
+   * judged as an X.509-SVID: exactly one URI name, no right to sign certificates or revocation lists, and the extended
+   * key usages serverAuth and clientAuth both, if it has any. Needs `ca`: the authorities of that trust domain. Not together
+   * with `servername`. A server sees the ID of a client as `peer.spiffeId`, in `authorize`.
+   */
+  peerIdentity?: string | undefined
   /** Gives up when it is aborted; whatever was made is unmade. */
   signal?: AbortSignal | undefined
 }
@@ -291,6 +299,7 @@ interface NormalConnect extends Normal {
   port: number
   localAddress: string
   servername: string
+  peerIdentity: string
   signal: AbortSignal | undefined
 }
 
@@ -310,10 +319,12 @@ const connectTable: Checks<NormalConnect> = {
   port: whole(1, 65535),
   localAddress: address,
   servername: text,
+  peerIdentity: spiffeId,
   signal: checkSignal as Checks<NormalConnect>['signal'],
 }
 
-const listenTable: Checks<NormalListen> = {
+/** @internal */
+export const listenTable: Checks<NormalListen> = {
   ...common,
   host: text,
   port: whole(0, 65535),
@@ -328,8 +339,8 @@ const certificatesOnly = 'give cert and key as PEM or DER, the key not encrypted
 const fixedVersion = 'TLS 1.3 is the only version, with the cipher suites of the library'
 const noResumption = 'there is no resumption and no early data'
 
-/** Options of node:tls that people may try here. Ignoring one of them could mean less security than was asked for. */
-const foreign: Readonly<Record<string, string>> = {
+/** Options of node:tls that people may try here. Ignoring one of them could mean less security than was asked for. @internal */
+export const foreign: Readonly<Record<string, string>> = {
   pfx: certificatesOnly,
   passphrase: certificatesOnly,
   privateKeyEngine: certificatesOnly,
@@ -376,6 +387,14 @@ export function checkConnect(options: unknown): Checked<NormalConnect> & { port:
   if (checked.servername !== undefined && !checked.ca?.length) {
     throw argumentValueError('options.servername needs options.ca: where pins stand alone, no name is looked at')
   }
+  if (checked.peerIdentity !== undefined) {
+    if (checked.servername !== undefined) {
+      throw argumentValueError('options.servername and options.peerIdentity are two identities: give one')
+    }
+    if (!checked.ca?.length) {
+      throw argumentValueError('options.peerIdentity needs options.ca: an authority must vouch for it, a pin does not')
+    }
+  }
   return { ...checked, port }
 }
 
@@ -383,12 +402,11 @@ export function checkConnect(options: unknown): Checked<NormalConnect> & { port:
 export function checkListen(options: unknown): Checked<NormalListen> {
   const checked = members<NormalListen>(options, 'options', listenTable, {
     ...foreign,
+    peerIdentity: 'a server has many clients: authorize sees peer.spiffeId',
     servername: 'a server has no name to expect of its clients; authorize sees the names in their certificates',
     localAddress: 'a server listens on host',
   })
-  if (checked.cert === undefined || checked.key === undefined) {
-    throw argumentValueError('options.cert and options.key are required: a server shows a certificate')
-  }
+  requireCertificate(checked)
   if (checked.requestCert === false) refuseTrust(checked)
   else requireTrust(checked)
   requirePair(checked)
@@ -396,7 +414,18 @@ export function checkListen(options: unknown): Checked<NormalListen> {
   return checked
 }
 
-function requireTrust({ ca, pins, crl }: Checked<Normal>): void {
+/** What one side is known by and trusts: what can be judged without its other options. */
+type Trust = Pick<Checked<Normal>, 'ca' | 'pins' | 'cert' | 'key' | 'crl'>
+
+/** @internal */
+export function requireCertificate({ cert, key }: Trust): void {
+  if (cert === undefined || key === undefined) {
+    throw argumentValueError('options.cert and options.key are required: a server shows a certificate')
+  }
+}
+
+/** @internal */
+export function requireTrust({ ca, pins, crl }: Trust): void {
   if ((ca?.length ?? 0) + (pins?.length ?? 0) === 0) {
     throw argumentValueError("options.ca or options.pins is required: the system's authorities are not used")
   }
@@ -405,8 +434,8 @@ function requireTrust({ ca, pins, crl }: Checked<Normal>): void {
   }
 }
 
-/** What would judge certificates that nobody is asked for: whoever gives it believes that clients are judged. */
-function refuseTrust(options: Checked<Normal>): void {
+/** What would judge certificates that nobody is asked for: whoever gives it believes that clients are judged. @internal */
+export function refuseTrust(options: Trust): void {
   for (const name of ['ca', 'pins', 'crl'] as const) {
     if (options[name]?.length) {
       throw argumentValueError(`options.${name} has no effect with requestCert: false: leave one of them out`)
@@ -425,7 +454,8 @@ function requireRoom({ credits = DEFAULT_CREDITS, pool }: Checked<Normal>): void
   }
 }
 
-function requirePair({ cert, key }: Checked<Normal>): void {
+/** @internal */
+export function requirePair({ cert, key }: Trust): void {
   if ((cert === undefined) !== (key === undefined)) {
     throw argumentValueError('options.cert and options.key belong together: give both, or neither')
   }

@@ -28,6 +28,11 @@ export interface Peer {
   readonly port: number
   /** The names in its certificate; absent where it showed none (`requestCert: false`). */
   readonly names?: CertificateNames
+  /**
+   * Its SPIFFE ID, such as `spiffe://example.org/storage`: where its certificate leads to an authority in `ca` and is an
+   * X.509-SVID, with exactly one URI name. `names.uris` alone proves neither.
+   */
+  readonly spiffeId?: string
   /** SHA-256 of its public key (SubjectPublicKeyInfo), in hexadecimal digits: what `pins` takes. */
   readonly spkiSha256?: string
   /** Its certificates in DER, end entity first, for `new crypto.X509Certificate()`. */
@@ -57,11 +62,12 @@ export function toNames(native: NativeNames): CertificateNames {
 
 /** Makes what users see of a peer. @internal */
 export function toPeer(native: NativePeer): Peer {
-  const { address, port, names, spkiSha256, certificates, tlsVersion, cipherSuite, keyExchange } = native
+  const { address, port, names, spiffeId, spkiSha256, certificates, tlsVersion, cipherSuite, keyExchange } = native
   const peer = {
     address,
     port,
     ...(names && { names: toNames(names) }),
+    ...(spiffeId !== undefined && { spiffeId }),
     ...(spkiSha256 !== undefined && { spkiSha256 }),
     tlsVersion,
     cipherSuite,

@@ -1,5 +1,6 @@
 import { inspect, type InspectOptions } from 'node:util'
 import type { NativeLocal, NativeReport } from '#binding'
+import { deviceStats, type DeviceStats } from './devices.js'
 import { toNames, type CertificateNames } from './peer.js'
 
 /** Device, port and GID that a connection uses on this side. */
@@ -22,6 +23,8 @@ export interface ConnectionDevice {
   readonly lid: number
   /** Why this one was chosen, as a sentence. */
   readonly reason: string
+  /** What its port has counted: see {@link deviceStats}. Its device must still be there, the connection need not. */
+  stats(): Promise<DeviceStats>
 }
 
 /** An IP address and a TCP port. */
@@ -94,7 +97,11 @@ export interface Handshake {
 
 /** Makes what users see of the local address. @internal */
 export function toDevice(native: NativeLocal): ConnectionDevice {
-  return native as ConnectionDevice
+  const { name, port } = native
+  // Not enumerable: what is shown, compared and copied is what was chosen.
+  return Object.defineProperty(native, 'stats', {
+    value: () => deviceStats(name, { port }),
+  }) as unknown as ConnectionDevice
 }
 
 /** Makes what users see of a report. @internal */

@@ -5,11 +5,14 @@ import { inspect, type InspectOptions } from 'node:util'
 import type { Listening, NativeConnection, NativeServer } from '#binding'
 import { abortError, onAbort, signalOf } from './abort.js'
 import { Authorizer } from './authorize.js'
-import { createConnection, type Connection, type SignalOptions } from './connection.js'
-import { RdmaError } from './errors.js'
+import type { SignalOptions } from './connection-types.js'
+import { createConnection, type Connection } from './connection.js'
+import { RdmaError, type RdmaErrorCode } from './errors.js'
 import { environment, forget, Hold, reassign, register } from './events.js'
 import { toRdmaError, unwrapMade } from './native.js'
-import { checkListen, toNative, type CommonOptions, type ListenOptions } from './options.js'
+import { checkListen, toNative, type ListenOptions } from './options.js'
+import { checkSecureContext, type SecureContextOptions } from './secure-context.js'
+import { isTraced, traced, traces } from './tracing.js'
 import { defer, PromiseQueue } from './waiting.js'
 
 const accepted = channel('secure-rdma:server:accepted')
@@ -36,12 +39,17 @@ export interface ServerStats {
   readonly evicted: number
   /** Times that accepting paused for want of descriptors or memory. */
   readonly paused: number
+  /** Handshakes that failed, by the code of their error; their sum is `failed`. A code that never came is not there. */
+  readonly failures: Readonly<Partial<Record<RdmaErrorCode, number>>>
 }
 
 /** What the constructor wants to see, so that nobody else constructs. */
 const key = Symbol('secure-rdma')
 
-let createServer: (native: NativeServer, id: number, authorize: CommonOptions['authorize']) => Server
+/** The options of `listen` that matter afterwards. */
+type Kept = Pick<ListenOptions, 'authorize' | 'requestCert'>
+
+let createServer: (native: NativeServer, id: number, kept: Kept) => Server
 
 /**
  * Listens for connections; made by {@link listen}.
@@ -50,12 +58,14 @@ let createServer: (native: NativeServer, id: number, authorize: CommonOptions['a
  * with a bad certificate could stop the server. It is counted in `stats()`, and told through `node:diagnostics_channel`
  * as `secure-rdma:server:handshake-failed` with `{ server, error, peer: { address, port } }`; what `authorize` threw is
  * the error's `cause`.
- * `secure-rdma:server:accepted` tells `{ server, connection }`.
+ * `secure-rdma:server:accepted` tells `{ server, connection }`. Calls of `accept()` are told as a `TracingChannel`,
+ * `secure-rdma:accept`, with an {@link AcceptTrace}.
  */
 export class Server implements AsyncDisposable {
   readonly #native: NativeServer
   readonly #id: number
   readonly #authorizer: Authorizer
+  readonly #requestCert: boolean
   readonly #hold: Hold
   readonly #over = defer<undefined>()
   readonly #accepts = new PromiseQueue<Connection | null>()
@@ -67,12 +77,13 @@ export class Server implements AsyncDisposable {
   // A property of its own on purpose: see Connection.
   readonly closed: Promise<void> = this.#over.promise
 
-  private constructor(shown: symbol, native: NativeServer, id: number, authorize: CommonOptions['authorize']) {
+  private constructor(shown: symbol, native: NativeServer, id: number, { authorize, requestCert = true }: Kept) {
     if (shown !== key) throw new TypeError('Illegal constructor: listen() makes servers')
     this.#native = native
     this.#hold = new Hold()
     this.#id = id
     this.#authorizer = new Authorizer(authorize)
+    this.#requestCert = requestCert
     this.#next = reserve()
     reassign(id, {
       news: () => {
@@ -83,7 +94,7 @@ export class Server implements AsyncDisposable {
   }
 
   static {
-    createServer = (native, id, authorize) => new this(key, native, id, authorize)
+    createServer = (native, id, kept) => new this(key, native, id, kept)
   }
 
   /**
@@ -95,7 +106,7 @@ export class Server implements AsyncDisposable {
   async accept(options?: SignalOptions): Promise<Connection> {
     const connection = await this.#accept(signalOf(options))
     if (connection) return connection
-    throw new RdmaError('ERR_RDMA_SERVER_CLOSED', 'the server is closed and accepts no more connections')
+    throw closed('it accepts no more connections')
   }
 
   /** All connections until the server is closed. Leaving the loop closes nothing. */
@@ -128,6 +139,25 @@ export class Server implements AsyncDisposable {
     return this.closed
   }
 
+  /**
+   * Changes who the server is and whom it trusts: for certificates that are renewed, keys that are revoked. It takes effect
+   * at once and as a whole, for TCP connections that are accepted from now on. Handshakes that are under way, and
+   * connections that are up, go on with what they began with: destroy those that should not.
+   *
+   * `options` replace `ca`, `pins`, `cert`, `key` and `crl` of {@link listen}, all five; `requestCert`, `authorize` and
+   * `keyLogFile` stay.
+   *
+   * @throws {RdmaError} `ERR_RDMA_TLS_CONFIG` for certificates that cannot be used; `ERR_RDMA_SERVER_CLOSED`. The server
+   * then goes on as it was
+   * @throws {TypeError} for an option that is unknown, missing or cannot be; so too
+   */
+  setSecureContext(options: SecureContextOptions): void {
+    const context = checkSecureContext(options, this.#requestCert)
+    if (this.#isClosed) throw closed('its secure context cannot change')
+    const error = this.#native.setSecureContext(context)
+    if (error) throw toRdmaError(error)
+  }
+
   /** Keeps the program running while the server listens. That is the default. */
   ref(): this {
     this.#hold.ref()
@@ -158,6 +188,11 @@ export class Server implements AsyncDisposable {
   }
 
   async #accept(signal: AbortSignal | undefined): Promise<Connection | null> {
+    if (!isTraced(traces.accept)) return this.#take(signal)
+    return traced(traces.accept, { server: this }, () => this.#take(signal))
+  }
+
+  async #take(signal: AbortSignal | undefined): Promise<Connection | null> {
     if (signal?.aborted) throw abortError(signal)
     if (this.#isClosed) return null
     const wait = this.#accepts.add(signal)
@@ -210,6 +245,10 @@ export class Server implements AsyncDisposable {
     forget(this.#id)
     this.#over.resolve(undefined)
   }
+}
+
+function closed(what: string): RdmaError {
+  return new RdmaError('ERR_RDMA_SERVER_CLOSED', `the server is closed: ${what}`)
 }
 
 /** An id for a connection that is yet to come. */
@@ -275,7 +314,7 @@ function begin(options: ReturnType<typeof checkListen>, host: string): Promise<S
         if (outcome === null) return
         stop()
         settle(() => {
-          resolve(createServer(unwrapMade<NativeServer>(outcome), id, rest.authorize))
+          resolve(createServer(unwrapMade<NativeServer>(outcome), id, rest))
         })
       },
     })

@@ -51,6 +51,16 @@ export const pin: Check<string> = (value, name) => {
   )
 }
 
+/** The SPIFFE ID of a workload, as SPIFFE-ID §2 spells it: a certificate's is compared with it byte for byte. */
+export const spiffeId: Check<string> = (value, name) => {
+  const given = text(value, name)
+  const isOne = /^spiffe:\/\/[a-z\d._-]{1,255}(\/(?!\.{1,2}(\/|$))[\w.-]+)+$/.test(given)
+  if (isOne && given.length <= 2048) return given
+  throw argumentValueError(
+    `${name} must be the SPIFFE ID of a workload, as in spiffe://trust-domain/path; it is ${inspect(given)}`,
+  )
+}
+
 /** `true` or `false`. */
 export const flag: Check<boolean> = (value, name) => {
   if (typeof value !== 'boolean') throw argumentTypeError(name, 'true or false', value)

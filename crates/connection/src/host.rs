@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use secure_rdma_rdma::{
-    DeviceInfo, DeviceWish, Devices, Error, ErrorCode, QueuePairConfig, Result, choose_scoped,
+    Counter, DeviceInfo, DeviceWish, Devices, Error, ErrorCode, QueuePairConfig, Result, choose_scoped,
 };
 use secure_rdma_session::{Host, Prepared, TlsAddresses};
 
@@ -64,6 +64,50 @@ impl Registry {
         }
     }
 
+    /// What a port of a device counts, by the kernel's names: see [`secure_rdma_rdma::Device::counters`]. A device that
+    /// nobody has open is opened for it, and one that counts itself then begins at 0. **Blocks.**
+    ///
+    /// # Errors
+    /// `ERR_RDMA_DEVICE_NOT_FOUND` also for a port that it does not have, and why it cannot be opened.
+    pub fn counters(&self, name: &str, port: u8) -> Result<Vec<Counter>> {
+        let there = self.listed(&DeviceWish { device: Some(name.to_owned()), ..DeviceWish::default() })?;
+        let Some(info) = there.iter().find(|device| device.name == name) else {
+            let names: Vec<_> = there.iter().map(|device| device.name.as_str()).collect();
+            let what = format!("no RDMA device is called {name:?}; there are: {}", names.join(", "));
+            return Err(Error::new(ErrorCode::DeviceNotFound, what));
+        };
+        if info.unusable.is_none() && !info.ports.iter().any(|known| known.number == port) {
+            let what = format!("{name} has no port {port}: give 1 to {}", info.ports.len());
+            return Err(Error::new(ErrorCode::DeviceNotFound, what));
+        }
+        let open = {
+            let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            let of_name = open.iter().filter(|((known, _), _)| known == name);
+            of_name
+                .filter_map(|(_, resources)| resources.upgrade())
+                .find(|resources| !resources.device.is_gone())
+        };
+        match open {
+            Some(resources) => Ok(resources.device.counters(port)),
+            None => Ok(self.family(name)?.open(name)?.counters(port)),
+        }
+    }
+
+    /// The family that lists a device of this name.
+    fn family(&self, name: &str) -> Result<&Arc<dyn Devices>> {
+        let lists = |family: &&Arc<dyn Devices>| {
+            family.list().is_ok_and(|devices| devices.iter().any(|device| device.name == name))
+        };
+        self.families.iter().find(lists).ok_or_else(|| {
+            Error::new(
+                ErrorCode::DeviceNotFound,
+                format!(
+                    "the RDMA device {name} is no longer there (ibv_devices lists those that are): connect again when it is back"
+                ),
+            )
+        })
+    }
+
     fn resources(self: &Arc<Self>, name: &str, pool: PoolOptions) -> Result<Arc<Resources>> {
         // Opening blocks, and two openers must share: the lock is held all the while. It is off the event loop.
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -74,23 +118,7 @@ impl Registry {
         if let Some(resources) = open.get(&key).and_then(Weak::upgrade).filter(usable) {
             return Ok(resources);
         }
-        let mut family = None;
-        for candidate in &self.families {
-            let Ok(devices) = candidate.list() else { continue };
-            if devices.iter().any(|device| device.name == name) {
-                family = Some(candidate);
-                break;
-            }
-        }
-        let Some(family) = family else {
-            return Err(Error::new(
-                ErrorCode::DeviceNotFound,
-                format!(
-                    "the RDMA device {name} is no longer there (ibv_devices lists those that are): connect again when it is back"
-                ),
-            ));
-        };
-        let resources = Resources::new(family.open(name)?, pool)?;
+        let resources = Resources::new(self.family(name)?.open(name)?, pool)?;
         open.insert(key, Arc::downgrade(&resources));
         // The removal of a device waits for those who have it open, and a server that nobody is connected to has no queue
         // pair that would hear of it.

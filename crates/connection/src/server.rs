@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use secure_rdma_rdma::Result;
-use secure_rdma_session::{ConnectConfig, Established, ListenConfig, Listener, ListenerStats};
+use secure_rdma_rdma::{ErrorCode, Result};
+use secure_rdma_session::{ConnectConfig, Established, ListenConfig, Listener, ListenerStats, TlsOptions};
 
 use crate::channel::Channel;
 use crate::connection::Connection;
@@ -94,6 +94,20 @@ impl Server {
     #[must_use]
     pub fn stats(&self) -> ListenerStats {
         self.listener.stats()
+    }
+
+    /// Handshakes that failed, by the code of their error: see [`Listener::failures`].
+    #[must_use]
+    pub fn failures(&self) -> Vec<(ErrorCode, u64)> {
+        self.listener.failures()
+    }
+
+    /// Changes who this server is and whom it trusts, for connections to come: see [`Listener::set_tls`].
+    ///
+    /// # Errors
+    /// `ERR_RDMA_TLS_CONFIG`, and then nothing has changed.
+    pub fn set_tls(&self, tls: &TlsOptions) -> Result<()> {
+        self.listener.set_tls(tls)
     }
 
     /// Stops accepting. Connections that were accepted stay; those that were not are destroyed. Never blocks.

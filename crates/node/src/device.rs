@@ -1,15 +1,19 @@
 //! Devices as JavaScript sees them.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use napi::bindgen_prelude::Either;
 use napi_derive::napi;
-use secure_rdma_rdma::{DeviceInfo, DeviceLimits, GidEntry, GidKind, LinkLayer, PortInfo, PortState, Result};
+use secure_rdma_rdma::{
+    Counter, DeviceInfo, DeviceLimits, GidEntry, GidKind, LinkLayer, PortInfo, PortState, Result,
+};
 
 use crate::bell::{Bell, lock};
 use crate::environment::value;
 use crate::error::NativeError;
 use crate::process::Process;
+use crate::report::number;
 
 /// One entry of a port's GID table.
 #[napi(object, object_from_js = false)]
@@ -172,6 +176,37 @@ impl Listing {
         let told = Arc::clone(&outcome);
         process.runtime.spawn_blocking(move || {
             *lock(&told) = Some(process.registry.devices());
+            bell.ring();
+        });
+        Ok(Self { outcome })
+    }
+}
+
+/// A look at the counters of a device that is under way.
+#[napi]
+pub struct Counting {
+    outcome: Arc<Mutex<Option<Result<Vec<Counter>>>>>,
+}
+
+#[napi]
+impl Counting {
+    /// The counters by name, or `null` while they are not known yet.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn take(&self) -> Option<Either<HashMap<String, f64>, NativeError>> {
+        let counters = lock(&self.outcome).take()?;
+        let named = |(name, value): Counter| (name.into_owned(), number(value));
+        Some(value(counters.map(|counters| counters.into_iter().map(named).collect())))
+    }
+}
+
+impl Counting {
+    pub(crate) fn begin(bell: Bell, device: String, port: u8) -> Result<Self> {
+        let process = Process::get()?;
+        let outcome = Arc::new(Mutex::new(None));
+        let told = Arc::clone(&outcome);
+        process.runtime.spawn_blocking(move || {
+            *lock(&told) = Some(process.registry.counters(&device, port));
             bell.ring();
         });
         Ok(Self { outcome })

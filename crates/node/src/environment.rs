@@ -10,7 +10,7 @@ use napi_derive::napi;
 
 use crate::bell::{Bell, Tower, lock};
 use crate::connecting::Connecting;
-use crate::device::Listing;
+use crate::device::{Counting, Listing};
 use crate::error::NativeError;
 use crate::options::{NativeConnect, NativeListen};
 use crate::server::Listening;
@@ -118,6 +118,13 @@ impl Environment {
     #[must_use]
     pub fn devices(&self, id: u32) -> Either<Listing, NativeError> {
         value(Listing::begin(self.house.bell(id)))
+    }
+
+    /// Begins to look at the counters of a device's port. `id` rings when they are there.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn device_counters(&self, id: u32, device: String, port: u8) -> Either<Counting, NativeError> {
+        value(Counting::begin(self.house.bell(id), device, port))
     }
 
     /// Begins to connect. `id` rings when there is a question, or the outcome.

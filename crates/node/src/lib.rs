@@ -22,12 +22,14 @@ mod server;
 pub use authorize::NativeQuestion;
 pub use connecting::Connecting;
 pub use connection::{NativeClosed, NativeConnection, NativeConnectionStats};
-pub use device::{Listing, NativeDevice, NativeGid, NativeLimits, NativePort};
+pub use device::{Counting, Listing, NativeDevice, NativeGid, NativeLimits, NativePort};
 pub use environment::Environment;
 pub use error::{NativeError, error_codes};
 #[cfg(feature = "fake")]
 pub use faults::{soft_drop, soft_dropped, soft_pass};
-pub use options::{NativeConnect, NativeListen, NativeOptions, NativePool, NativeQueuePair};
+pub use options::{
+    NativeConnect, NativeListen, NativeOptions, NativePool, NativeQueuePair, NativeSecureContext,
+};
 pub use peer::{NativeNames, NativePeer};
 pub use report::{NativeLocal, NativeReport, NativeSecrets, NativeStep, NativeTerms};
 pub use server::{Listening, NativeAddress, NativeFailure, NativeServer, NativeServerStats};

@@ -7,7 +7,7 @@ use napi::bindgen_prelude::Uint8Array;
 use napi_derive::napi;
 use secure_rdma_connection::{ConnectionOptions, DeviceOptions};
 use secure_rdma_rdma::{Addressing, DeviceWish, Error, ErrorCode, PathMtu, Result};
-use secure_rdma_session::{ConnectConfig, HandshakeFailed, ListenConfig, SessionOptions, TlsOptions};
+use secure_rdma_session::{ConnectConfig, HandshakeFailed, ListenConfig, Pin, SessionOptions, TlsOptions};
 
 use crate::authorize::Questions;
 
@@ -58,6 +58,8 @@ pub struct NativeOptions {
     pub request_cert: Option<bool>,
     /// Clients: the name that the server's certificate must have.
     pub servername: Option<String>,
+    /// Clients: the SPIFFE ID that the server's certificate must have.
+    pub peer_identity: Option<String>,
     /// Where TLS secrets are written to.
     pub key_log_file: Option<String>,
     /// Whether there is an `authorize`.
@@ -136,6 +138,34 @@ pub struct NativeListen {
     pub options: NativeOptions,
 }
 
+/// Who a server is and whom it trusts, from now on.
+#[napi(object, object_to_js = false)]
+pub struct NativeSecureContext {
+    /// Authorities: PEM or DER.
+    pub ca: Vec<Uint8Array>,
+    /// Pinned keys.
+    pub pins: Vec<String>,
+    /// Our certificates: PEM or DER.
+    pub cert: Vec<Uint8Array>,
+    /// Our private key: PEM or DER.
+    pub key: Option<Uint8Array>,
+    /// Revocation lists: PEM or DER.
+    pub crl: Vec<Uint8Array>,
+}
+
+impl NativeSecureContext {
+    pub(crate) fn into_tls(self) -> Result<TlsOptions> {
+        Ok(TlsOptions {
+            ca: bytes(&self.ca),
+            pins: pins(&self.pins)?,
+            cert: bytes(&self.cert),
+            key: self.key.map(|key| key.to_vec()),
+            crl: bytes(&self.crl),
+            ..TlsOptions::default()
+        })
+    }
+}
+
 impl NativeConnect {
     pub(crate) fn into_parts(
         self,
@@ -181,12 +211,13 @@ impl NativeOptions {
         let defaults = TlsOptions::default();
         Ok(TlsOptions {
             ca: bytes(&self.ca),
-            pins: self.pins.iter().map(|pin| pin.parse()).collect::<Result<_>>()?,
+            pins: pins(&self.pins)?,
             cert: bytes(&self.cert),
             key: self.key.map(|key| key.to_vec()),
             crl: bytes(&self.crl),
             request_cert: self.request_cert.unwrap_or(defaults.request_cert),
             servername: self.servername,
+            peer_identity: self.peer_identity.as_deref().map(str::parse).transpose()?,
             key_log_file: self.key_log_file.map(Into::into),
         })
     }
@@ -268,6 +299,10 @@ fn set<T>(option: &mut T, given: Option<T>) {
 
 fn bytes(list: &[Uint8Array]) -> Vec<Vec<u8>> {
     list.iter().map(|element| element.to_vec()).collect()
+}
+
+fn pins(list: &[String]) -> Result<Vec<Pin>> {
+    list.iter().map(|pin| pin.parse()).collect()
 }
 
 fn milliseconds(count: u32) -> Duration {

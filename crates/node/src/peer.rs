@@ -36,6 +36,8 @@ pub struct NativePeer {
     pub names: Option<NativeNames>,
     /// Its certificates in DER, end entity first.
     pub certificates: Vec<Buffer>,
+    /// Its SPIFFE ID, where an authority vouches for it.
+    pub spiffe_id: Option<String>,
     /// SHA-256 of its SubjectPublicKeyInfo, in hexadecimal digits.
     pub spki_sha256: Option<String>,
     /// `TLSv1.3`.
@@ -70,6 +72,7 @@ impl From<&Peer> for NativePeer {
             port: peer.address.port().into(),
             names: peer.names.as_ref().map(NativeNames::from),
             certificates: peer.certificates.iter().map(|der| der.clone().into()).collect(),
+            spiffe_id: peer.spiffe_id.as_ref().map(ToString::to_string),
             spki_sha256: peer.spki_sha256.as_ref().map(ToString::to_string),
             tls_version: peer.tls_version.clone(),
             cipher_suite: peer.cipher_suite.clone(),

@@ -1,6 +1,6 @@
 //! A server as JavaScript holds it.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
@@ -16,7 +16,7 @@ use crate::bell::{Bell, lock};
 use crate::connection::NativeConnection;
 use crate::environment::{House, Tenant, value};
 use crate::error::NativeError;
-use crate::options::NativeListen;
+use crate::options::{NativeListen, NativeSecureContext};
 use crate::process::Process;
 use crate::report::number;
 
@@ -62,6 +62,8 @@ pub struct NativeServerStats {
     pub evicted: f64,
     /// Times that accepting paused for want of descriptors or memory.
     pub paused: f64,
+    /// Failed handshakes by the code of their error.
+    pub failures: HashMap<String, f64>,
 }
 
 type Failures = Arc<Mutex<VecDeque<(Error, SocketAddr)>>>;
@@ -314,6 +316,7 @@ impl NativeServer {
     #[must_use]
     pub fn stats(&self) -> NativeServerStats {
         let stats = self.desk.server().map(Server::stats).unwrap_or_default();
+        let failures = self.desk.server().map(Server::failures).unwrap_or_default();
         NativeServerStats {
             tcp_accepted: number(stats.tcp_accepted),
             pending: u32::try_from(stats.pending).unwrap_or(u32::MAX),
@@ -321,7 +324,16 @@ impl NativeServer {
             failed: number(stats.failed),
             evicted: number(stats.evicted),
             paused: number(stats.paused),
+            failures: failures.into_iter().map(|(code, count)| (code.to_string(), number(count))).collect(),
         }
+    }
+
+    /// Changes who the server is and whom it trusts; gives what is wrong with it, and then nothing has changed.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn set_secure_context(&self, context: NativeSecureContext) -> Option<NativeError> {
+        let server = self.desk.server()?;
+        context.into_tls().and_then(|tls| server.set_tls(&tls)).err().map(NativeError::from)
     }
 
     /// Stops accepting; connections that were handed out stay. The server's id rings when the port is free, and

@@ -1,5 +1,6 @@
 //! The traits that every device implements.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Weak};
@@ -127,6 +128,14 @@ pub trait Device: Send + Sync + fmt::Debug {
     /// When `local` is not this device's (any more).
     fn establish(&self, local: &LocalAddress, addressing: Addressing) -> Result<Box<dyn Establish>>;
 
+    /// The counters of a port, from 1, each by the name that the kernel gives it (`hw_counters` and `counters` in sysfs;
+    /// those of soft-RoCE are in `rxe_hw_counters.c`). They only grow; since when they count is the device's affair, and
+    /// the kernel's count for all processes. Empty where there are none. **Blocks**: firmware may be asked.
+    fn counters(&self, port: u8) -> Vec<Counter> {
+        let _ = port;
+        Vec::new()
+    }
+
     /// Writes every packet that the device sends or receives from now on into a new pcapng file at `path`, until the
     /// device is closed. **Whoever reads the file sees all data, PSNs and R_Keys.** Asked again for the same path, it
     /// does nothing. **Blocks** while the file is made.
@@ -146,6 +155,9 @@ pub trait Device: Send + Sync + fmt::Debug {
         ))
     }
 }
+
+/// The name and the value of a counter.
+pub type Counter = (Cow<'static, str>, u64);
 
 /// What [`Device::on_gone`] takes. Must not block.
 pub type GoneNotice = Box<dyn FnOnce() + Send>;

@@ -141,6 +141,8 @@ codes! {
     ReceivePoolFull = "ERR_RDMA_RECEIVE_POOL_FULL",
     /// Sending was ended by `end()`.
     Ended = "ERR_RDMA_ENDED",
+    /// A stream reads or writes this connection, and nobody else may.
+    Locked = "ERR_RDMA_LOCKED",
     /// `close()` did not finish within its time.
     CloseTimeout = "ERR_RDMA_CLOSE_TIMEOUT",
     /// The server is closed.

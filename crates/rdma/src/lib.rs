@@ -39,7 +39,8 @@ pub use attr::{AttrMask, QpAttr};
 pub use choice::{DeviceWish, choose, choose_scoped};
 pub use completion::{Completion, CompletionKind, WcStatus};
 pub use device::{
-    AsyncEvent, Device, Devices, GoneNotice, QueuePair, QueuePairConfig, QueuePairHandler, ReceiveQueue,
+    AsyncEvent, Counter, Device, Devices, GoneNotice, QueuePair, QueuePairConfig, QueuePairHandler,
+    ReceiveQueue,
 };
 pub use device_part::{DevicePart, ROCE_UDP_PORT};
 pub use error::{Error, ErrorCode, Phase, Result};

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use secure_rdma_rdma::{
-    Access, Addressing, Device, DeviceInfo, DeviceLimits, Devices, Error, ErrorCode, Establish, GoneNotice,
-    LocalAddress, Memory, MemoryWindow, QueuePair, QueuePairConfig, ReceiveQueue, Region, Result,
+    Access, Addressing, Counter, Device, DeviceInfo, DeviceLimits, Devices, Error, ErrorCode, Establish,
+    GoneNotice, LocalAddress, Memory, MemoryWindow, QueuePair, QueuePairConfig, ReceiveQueue, Region, Result,
 };
 
 use crate::context::{DeviceList, Domain};
@@ -114,6 +114,10 @@ impl Device for VerbsDevice {
 
     fn on_gone(&self, notify: GoneNotice) {
         self.owner.gone().on_set(notify);
+    }
+
+    fn counters(&self, port: u8) -> Vec<Counter> {
+        sysfs::Port::new(Path::new(sysfs::DEVICES), &self.owner.name, port).counters()
     }
 
     fn register(&self, memory: Arc<Memory>, access: Access) -> Result<Arc<Region>> {

@@ -1,11 +1,12 @@
 //! What sysfs tells: single GIDs with type and interface, and whole tables where library or kernel is too old to tell
 //! them in one call.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
-use secure_rdma_rdma::{Gid, GidEntry, GidKind};
+use secure_rdma_rdma::{Counter, Gid, GidEntry, GidKind};
 
 /// The folder of the RDMA devices.
 pub(crate) const DEVICES: &str = "/sys/class/infiniband";
@@ -51,6 +52,27 @@ impl Port {
         };
         let interface = self.read(&format!("gid_attrs/ndevs/{index}")).filter(|name| !name.is_empty());
         Some(GidEntry { index, gid, kind, interface, mtu: None })
+    }
+
+    /// What device and port count, by the names of their files. A counter that the device does not have, which the kernel
+    /// shows as an error or as text, is left out.
+    pub(crate) fn counters(&self) -> Vec<Counter> {
+        let mut found: BTreeMap<String, u64> = BTreeMap::new();
+        for folder in ["counters", "hw_counters"] {
+            let path = self.device.join(format!("ports/{}/{folder}", self.number));
+            let Ok(files) = fs::read_dir(path) else { continue };
+            for name in files.filter_map(|file| file.ok()?.file_name().into_string().ok()) {
+                // How long the kernel keeps a value, in milliseconds: a setting among the counters.
+                if name == "lifespan" {
+                    continue;
+                }
+                if let Some(value) = self.read(&format!("{folder}/{name}")).and_then(|text| text.parse().ok())
+                {
+                    found.insert(name, value);
+                }
+            }
+        }
+        found.into_iter().map(|(name, value)| (name.into(), value)).collect()
     }
 
     /// The IPoIB interfaces of the port.
@@ -111,6 +133,22 @@ mod tests {
         assert_eq!((gids[0].kind, gids[0].interface.as_deref()), (GidKind::InfinibandOrRoceV1, None));
         assert_eq!((gids[1].kind, gids[1].interface.as_deref()), (GidKind::RoceV2, Some("v0")));
         assert_eq!(gids[1].gid, Gid::from_ip("10.8.0.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn counters_have_the_kernels_names_and_settings_are_none() {
+        let tree = Tree::new("counters");
+        for (file, text) in [
+            ("hw_counters/sent_pkts", "17\n"),
+            ("hw_counters/lifespan", "10\n"),
+            ("hw_counters/broken", "N/A (no PMA)\n"),
+            ("counters/port_rcv_data", "18446744073709551615\n"),
+        ] {
+            tree.write(&format!("rxe0/ports/1/{file}"), text);
+        }
+        let expected: Vec<Counter> = vec![("port_rcv_data".into(), u64::MAX), ("sent_pkts".into(), 17)];
+        assert_eq!(Port::new(&tree.0, "rxe0", 1).counters(), expected);
+        assert!(Port::new(&tree.0, "rxe0", 2).counters().is_empty());
     }
 
     #[test]

@@ -14,9 +14,9 @@ use super::state::{QpKey, State};
 use super::window::FakeWindow;
 use super::world::{DeviceState, SharedReceives};
 use crate::{
-    Access, Addressing, AsyncEvent, Device, DeviceInfo, DeviceLimits, Devices, Entropy, Error, ErrorCode,
-    Establish, GoneNotice, LocalAddress, Memory, MemoryWindow, OsEntropy, PortState, QpState, Qpn, QueuePair,
-    QueuePairConfig, ReceiveQueue, Region, Result,
+    Access, Addressing, AsyncEvent, Counter, Device, DeviceInfo, DeviceLimits, Devices, Entropy, Error,
+    ErrorCode, Establish, GoneNotice, LocalAddress, Memory, MemoryWindow, OsEntropy, PortState, QpState, Qpn,
+    QueuePair, QueuePairConfig, ReceiveQueue, Region, Result,
 };
 
 /// An open device on a [`super::Fabric`].
@@ -209,6 +209,14 @@ impl Device for FakeDevice {
         }
         drop(world);
         notify();
+    }
+
+    /// The fabric's: of all its devices together.
+    fn counters(&self, _: u8) -> Vec<Counter> {
+        let tally = self.handle.lock().tally;
+        let named =
+            [("acknowledged", tally.acknowledged), ("lost", tally.lost), ("rnr_naks", tally.rnr_naks)];
+        named.into_iter().map(|(name, value)| (name.into(), value)).collect()
     }
 
     fn register(&self, memory: Arc<Memory>, access: Access) -> Result<Arc<Region>> {
