@@ -26,6 +26,7 @@ export { Connection } from './src/connection.js'
 export type { Closed, ConnectionStats, MessageBytes, SignalOptions } from './src/connection-types.js'
 export { devices, deviceStats } from './src/devices.js'
 export type { DeviceInfo, DeviceStats, DeviceStatsOptions, GidInfo, PortInfo } from './src/devices.js'
+export type { DuplexOptions } from './src/duplex.js'
 export { RdmaError } from './src/errors.js'
 export type { RdmaErrorCode, RdmaErrorDetails, RdmaPhase } from './src/errors.js'
 export type {

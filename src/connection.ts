@@ -1,67 +1,20 @@
+import type { Duplex } from 'node:stream'
+import type { ReadableStream, WritableStream } from 'node:stream/web'
 import { inspect, type InspectOptions } from 'node:util'
 import type { NativeClosed, NativeConnection, NativeError } from '#binding'
 import { abortError, onAbort, signalOf } from './abort.js'
+import type { Closed, ConnectionStats, MessageBytes, SignalOptions } from './connection-types.js'
+import { checkDuplex, ConnectionDuplex, type DuplexOptions } from './duplex.js'
 import { RdmaError } from './errors.js'
 import { forget, Hold, reassign } from './events.js'
 import { toRdmaError, unwrap } from './native.js'
 import { toPeer, type Peer } from './peer.js'
 import { toDevice, toHandshake, type ConnectionDevice, type Handshake } from './report.js'
+import type { StreamPort } from './stream-port.js'
+import { isTraced, traced, traces } from './tracing.js'
 import { messageBytes } from './validate.js'
 import { defer, PromiseQueue, type Waiting } from './waiting.js'
-
-/** How a connection ended. */
-export interface Closed {
-  /**
-   * - `closed`: this side closed it, and everything that it sent has arrived;
-   * - `peerClosed`: the peer closed it, and everything that it sent has arrived;
-   * - `destroyed`: this side destroyed it;
-   * - `error`: it failed.
-   */
-  readonly reason: 'closed' | 'peerClosed' | 'destroyed' | 'error'
-  /** The cause, where it was not an orderly close. After `destroy(error)` it is that error. */
-  readonly error?: Error
-}
-
-/** Numbers of a connection. */
-export interface ConnectionStats {
-  /** Messages given to `send`. */
-  readonly messagesSent: number
-  /** Their bytes. */
-  readonly bytesSent: number
-  /** Whole messages that arrived. */
-  readonly messagesReceived: number
-  /** Their bytes. */
-  readonly bytesReceived: number
-  /** Segments posted, messages and credits alike. */
-  readonly segmentsSent: number
-  /** Bytes that wait to be posted. */
-  readonly bytesQueued: number
-  /** Work requests that are posted and not yet complete. */
-  readonly workInFlight: number
-  /** Messages that wait to be read. */
-  readonly messagesReady: number
-  /** Their bytes. */
-  readonly bytesReady: number
-  /** Segments that this side may send now. */
-  readonly creditsAvailable: number
-  /** Segments that the peer may send now. */
-  readonly creditsGranted: number
-  /** How often sending stopped for lack of credit: the peer did not read. */
-  readonly waitsForCredit: number
-  /** How often sending stopped for lack of a send buffer: see `pool.sendBuffers`. */
-  readonly waitsForBuffer: number
-  /** Zero-length WRITEs that proved an idle path. */
-  readonly pathProbes: number
-}
-
-/** What most methods that wait take as their last argument. */
-export interface SignalOptions {
-  /** Ends the wait with an `AbortError` whose `cause` is the signal's reason. */
-  signal?: AbortSignal | undefined
-}
-
-/** What a message can be given as. Text is not taken: its encoding is yours to choose. */
-export type MessageBytes = ArrayBufferView | ArrayBufferLike
+import { WebStreams } from './web-streams.js'
 
 /** Messages that are given out before the event loop has its turn. */
 const SERVED_AT_ONCE = 64
@@ -91,6 +44,10 @@ export class Connection implements AsyncDisposable {
   #destroyedWith: Error | undefined
   /** Whether everything that was sent had arrived at the end. */
   #isDelivered = false
+  /** Which stream has the messages that come, and which those that go. Nobody else may then. */
+  #reader: string | undefined
+  #writer: string | undefined
+  #streams: WebStreams | undefined
   #peer: Peer | undefined
   #device: ConnectionDevice | undefined
   #handshake: Handshake | undefined
@@ -144,14 +101,17 @@ export class Connection implements AsyncDisposable {
    * @param message the bytes, at the most the peer's `maxMessageSize` of them
    * @throws {RdmaError} `ERR_RDMA_MESSAGE_TOO_LARGE`, `ERR_RDMA_SEND_BUFFER_FULL` (await earlier sends, or raise
    * `sendBufferSize`), `ERR_RDMA_ENDED`, `ERR_RDMA_CLOSED`, or why the connection failed
+   * `ERR_RDMA_LOCKED` where a stream writes
    * @throws {TypeError} for anything that is not bytes
    */
   async send(message: MessageBytes, options?: SignalOptions): Promise<void> {
     const bytes = messageBytes(message)
     const signal = signalOf(options)
-    if (signal?.aborted) throw abortError(signal)
-    const id = this.#unwrap(this.#native.send(bytes))
-    return this.#acknowledged(id, signal)
+    if (isTraced(traces.send)) {
+      const trace = { connection: this, byteLength: bytes.length }
+      return traced(traces.send, trace, () => this.#send(bytes, signal))
+    }
+    return this.#send(bytes, signal)
   }
 
   /**
@@ -163,14 +123,13 @@ export class Connection implements AsyncDisposable {
    *
    * An aborted wait loses no message: the next call gets it.
    *
-   * @throws {RdmaError} why the connection failed, after all messages that had arrived
+   * @throws {RdmaError} why the connection failed, after all messages that had arrived; `ERR_RDMA_LOCKED` where a stream
+   * reads
    */
   async receive(options?: SignalOptions): Promise<Buffer | null> {
     const signal = signalOf(options)
-    if (signal?.aborted) throw abortError(signal)
-    const wait = this.#receives.add(signal)
-    this.#serve()
-    return wait
+    if (isTraced(traces.receive)) return this.#traceReceive(signal)
+    return this.#receive(signal)
   }
 
   /** All messages until the end. Leaving the loop closes nothing: another loop, or `receive()`, goes on from there. */
@@ -188,6 +147,7 @@ export class Connection implements AsyncDisposable {
   async end(options?: SignalOptions): Promise<void> {
     const signal = signalOf(options)
     if (signal?.aborted) throw abortError(signal)
+    this.#refuse(this.#writer, 'end()')
     return this.#acknowledged(this.#unwrap(this.#native.end()), signal)
   }
 
@@ -223,6 +183,52 @@ export class Connection implements AsyncDisposable {
     // What had failed before has a cause of its own.
     if (this.#native.closed()?.reason === 'destroyed') this.#destroyedWith = error
     this.#news()
+  }
+
+  /**
+   * The connection as a `stream.Duplex`: of bytes, or with `objectMode` of messages. From then on only the stream reads and
+   * writes: `receive()`, iteration, `send()`, `end()` and other streams are refused with `ERR_RDMA_LOCKED`, since they would
+   * take messages out of the middle, or put some in.
+   *
+   * - What the peer does not read makes `write()` give false; what the stream's user does not read makes the peer wait.
+   * - `end()` ends this side's direction, and `'end'` tells that the peer has ended its own. When both have, the connection
+   *   is closed.
+   * - `destroy(error)` destroys the connection, and whatever ends the connection otherwise than in order destroys the
+   *   stream, with the same error. `for await` over a stream destroys it when it is left, and at the end too where writing has
+   *   not ended: so it is with sockets; `stream.iterator({ destroyOnReturn: false })` does not.
+   *
+   * `'finish'` means that the peer's **device** has everything, not its application.
+   *
+   * @throws {RdmaError} `ERR_RDMA_LOCKED` when another stream has it, or `receive()` calls wait
+   * @throws {TypeError | RangeError} for an option that is unknown or cannot be
+   */
+  toDuplex(options: DuplexOptions = {}): Duplex {
+    const checked = checkDuplex(options)
+    if (!this.#receives.isEmpty) throw locked('toDuplex()', 'receive() calls wait for messages')
+    this.#refuse(this.#reader, 'toDuplex()')
+    this.#refuse(this.#writer, 'toDuplex()')
+    this.#reader = this.#writer = 'toDuplex()'
+    return new ConnectionDuplex(this.#port('toDuplex()', 'toDuplex()'), checked)
+  }
+
+  /**
+   * Messages as a WHATWG stream, one chunk each; always the same one. Once it has been read from, `receive()` and iteration
+   * are refused with `ERR_RDMA_LOCKED`. Nothing is read ahead. It closes when the peer has ended its direction; cancelling
+   * it, and so leaving a `for await` over it early, destroys the connection. When both this and {@link writable} have come
+   * to their ends, the connection is closed.
+   */
+  get readable(): ReadableStream<Uint8Array> {
+    return this.#webStreams.readable
+  }
+
+  /**
+   * A WHATWG stream whose chunks are sent, one message each; those that are longer than the peer takes, in several. Always
+   * the same one. Once it has been written to, `send()` and `end()` are refused with `ERR_RDMA_LOCKED`. `ready` waits while
+   * the peer does not read. Closing it ends this side's direction; aborting it, or writing what is not bytes, destroys the
+   * connection.
+   */
+  get writable(): WritableStream<MessageBytes> {
+    return this.#webStreams.writable
   }
 
   /** Keeps the program running while the connection is open. That is the default. */
@@ -261,6 +267,64 @@ export class Connection implements AsyncDisposable {
     return `Connection ${inspect(shown, { ...options, depth })}`
   }
 
+  async #send(bytes: Uint8Array, signal: AbortSignal | undefined): Promise<void> {
+    if (signal?.aborted) throw abortError(signal)
+    this.#refuse(this.#writer, 'send()')
+    return this.#acknowledged(this.#unwrap(this.#native.send(bytes)), signal)
+  }
+
+  async #receive(signal: AbortSignal | undefined): Promise<Buffer | null> {
+    if (signal?.aborted) throw abortError(signal)
+    this.#refuse(this.#reader, 'receive()')
+    return this.#next(signal)
+  }
+
+  #traceReceive(signal: AbortSignal | undefined): Promise<Buffer | null> {
+    const trace: { connection: Connection; byteLength?: number | null } = { connection: this }
+    return traced(traces.receive, trace, async () => {
+      const message = await this.#receive(signal)
+      trace.byteLength = message?.length ?? null
+      return message
+    })
+  }
+
+  #next(signal: AbortSignal | undefined): Promise<Buffer | null> {
+    const wait = this.#receives.add(signal)
+    this.#serve()
+    return wait
+  }
+
+  /** Throws where a stream has what `call` would use. */
+  #refuse(owner: string | undefined, call: string): void {
+    if (owner !== undefined) throw locked(call, `${owner} has the connection`)
+  }
+
+  get #webStreams(): WebStreams {
+    return (this.#streams ??= new WebStreams(this.#port('readable', 'writable')))
+  }
+
+  #port(reader: string, writer: string): StreamPort {
+    return {
+      claimReading: () => {
+        if (this.#reader !== reader) this.#refuse(this.#reader, reader)
+        this.#reader = reader
+      },
+      claimWriting: () => {
+        if (this.#writer !== writer) this.#refuse(this.#writer, writer)
+        this.#writer = writer
+      },
+      receive: () => this.#next(undefined),
+      post: (message) => this.#acknowledged(this.#unwrap(this.#native.send(message)), undefined),
+      end: async () => this.#acknowledged(this.#unwrap(this.#native.end()), undefined),
+      close: () => this.close(),
+      destroy: (error) => {
+        this.destroy(error)
+      },
+      outcome: () => this.#outcome,
+      closed: this.closed,
+      maxMessage: this.handshake.peerTerms.maxMessageSize,
+    }
+  }
   /** Throws what native code gave as an error, with what the user destroyed the connection with. */
   #unwrap<T>(result: T | NativeError): T {
     return unwrap(result, this.#destroyedWith)
@@ -349,4 +413,9 @@ export class Connection implements AsyncDisposable {
     this.#sends.clear()
     this.#over.resolve(this.#outcome)
   }
+}
+
+function locked(call: string, why: string): RdmaError {
+  const message = `${call} is not possible: ${why}, and messages would be lost to the one or the other, or change their order`
+  return new RdmaError('ERR_RDMA_LOCKED', message)
 }
