@@ -7,13 +7,12 @@ use napi_derive::napi;
 use secure_rdma_connection::{CloseReason, Connection, ConnectionStats, Received};
 use secure_rdma_rdma::Result;
 
+use crate::buffers;
 use crate::environment::{House, Tenant, value};
 use crate::error::NativeError;
 use crate::peer::NativePeer;
+use crate::process::refuse_fork;
 use crate::report::{NativeLocal, NativeReport, number};
-
-/// From this length on a message is handed to JavaScript as it is; below, copying it is cheaper than watching over it.
-const HAND_OVER: usize = 16 * 1024;
 
 /// The end of a connection.
 #[napi(object, object_from_js = false)]
@@ -63,6 +62,7 @@ pub struct NativeConnectionStats {
 #[napi]
 pub struct NativeConnection {
     held: Arc<Held>,
+    external_allowed: bool,
 }
 
 struct Held(Connection);
@@ -85,7 +85,7 @@ impl NativeConnection {
         let tenant: Weak<Held> = Arc::downgrade(&held);
         house.enter(tenant);
         held.0.observe(Arc::new(move || bell.ring()));
-        Self { held }
+        Self { held, external_allowed: house.external_allowed() }
     }
 
     fn connection(&self) -> &Connection {
@@ -99,7 +99,7 @@ impl NativeConnection {
     #[napi(catch_unwind)]
     #[must_use]
     pub fn send(&self, message: &[u8]) -> Either<f64, NativeError> {
-        id_value(self.connection().send(message))
+        id_value(refuse_fork().and_then(|()| self.connection().send(message)))
     }
 
     /// Every id up to this one has been acknowledged by the peer's device.
@@ -124,11 +124,11 @@ impl NativeConnection {
     /// When Node has no memory for the message.
     #[napi(catch_unwind)]
     pub fn receive(&self, env: Env) -> napi::Result<Either4<BufferSlice<'static>, bool, Null, NativeError>> {
+        if let Err(error) = refuse_fork() {
+            return Ok(Either4::D(error.into()));
+        }
         Ok(match self.connection().receive() {
-            Received::Message(message) if message.len() < HAND_OVER => {
-                Either4::A(BufferSlice::copy_from(&env, message)?)
-            }
-            Received::Message(message) => Either4::A(BufferSlice::from_data(&env, message)?),
+            Received::Message(message) => Either4::A(buffers::message(&env, message, self.external_allowed)?),
             Received::Pending => Either4::B(false),
             Received::End => Either4::C(Null),
             Received::Closed(error) => Either4::D(error.into()),
@@ -139,25 +139,34 @@ impl NativeConnection {
     #[napi(catch_unwind)]
     #[must_use]
     pub fn end(&self) -> Either<f64, NativeError> {
-        id_value(self.connection().end())
+        id_value(refuse_fork().and_then(|()| self.connection().end()))
     }
 
     /// Begins an orderly close.
     #[napi(catch_unwind)]
     pub fn close(&self) {
-        self.connection().close();
+        if refuse_fork().is_ok() {
+            self.connection().close();
+        }
     }
 
     /// Ends the connection at once.
     #[napi(catch_unwind)]
     pub fn destroy(&self) {
-        self.connection().destroy(None);
+        if refuse_fork().is_ok() {
+            self.connection().destroy(None);
+        }
     }
 
     /// How it ended, if it has.
     #[napi(catch_unwind)]
     #[must_use]
     pub fn closed(&self) -> Option<NativeClosed> {
+        if let Err(error) = refuse_fork() {
+            // The connection is the parent's, and it lives there: here it is over.
+            let error = Some(error.into());
+            return Some(NativeClosed { reason: "error".to_owned(), error, delivered: false });
+        }
         let closed = self.connection().closed()?;
         let reason = match closed.reason {
             CloseReason::Closed => "closed",

@@ -9,6 +9,7 @@ use napi::sys;
 use napi_derive::napi;
 
 use crate::bell::{Bell, Tower, lock};
+use crate::buffers;
 use crate::connecting::Connecting;
 use crate::device::{Counting, Listing};
 use crate::error::NativeError;
@@ -31,11 +32,17 @@ pub(crate) trait Tenant: Send + Sync {
 pub(crate) struct House {
     tower: Arc<Tower>,
     tenants: Mutex<Vec<Weak<dyn Tenant>>>,
+    external_allowed: bool,
 }
 
 impl House {
     pub(crate) fn bell(&self, id: u32) -> Bell {
         Bell::new(Arc::clone(&self.tower), id)
+    }
+
+    /// Whether memory of ours can be an `ArrayBuffer` here: see [`buffers::are_external_allowed`].
+    pub(crate) fn external_allowed(&self) -> bool {
+        self.external_allowed
     }
 
     /// Has `tenant` evicted at the environment's end.
@@ -81,7 +88,11 @@ impl Environment {
             .weak::<true>()
             .max_queue_size::<0>()
             .build()?;
-        let house = Arc::new(House { tower: Arc::new(Tower::new(drain)), tenants: Mutex::default() });
+        let house = Arc::new(House {
+            tower: Arc::new(Tower::new(drain)),
+            tenants: Mutex::default(),
+            external_allowed: buffers::are_external_allowed(&env)?,
+        });
         // Added after the function was made, hence run before Node takes that down.
         env.add_env_cleanup_hook(Arc::clone(&house), |house| {
             // A panic must not reach Node, and there is nobody left to tell.
@@ -111,6 +122,13 @@ impl Environment {
                 unsafe { sys::napi_unref_threadsafe_function(env.raw(), raw) }
             }
         });
+    }
+
+    /// Whether memory of ours can be an `ArrayBuffer` here. Without it messages are copied.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn takes_external_buffers(&self) -> bool {
+        self.house.external_allowed()
     }
 
     /// Begins to list the devices. `id` rings when the list is there.

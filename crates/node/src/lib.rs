@@ -6,6 +6,7 @@
 
 mod authorize;
 mod bell;
+mod buffers;
 mod connecting;
 mod connection;
 mod device;
@@ -26,7 +27,7 @@ pub use device::{Counting, Listing, NativeDevice, NativeGid, NativeLimits, Nativ
 pub use environment::Environment;
 pub use error::{NativeError, error_codes};
 #[cfg(feature = "fake")]
-pub use faults::{soft_drop, soft_dropped, soft_pass};
+pub use faults::{is_refused_in_fork, soft_drop, soft_dropped, soft_pass};
 pub use options::{
     NativeConnect, NativeListen, NativeOptions, NativePool, NativeQueuePair, NativeSecureContext,
 };
