@@ -77,13 +77,13 @@ export class Server implements AsyncDisposable {
   // A property of its own on purpose: see Connection.
   readonly closed: Promise<void> = this.#over.promise
 
-  private constructor(shown: symbol, native: NativeServer, id: number, { authorize, requestCert = true }: Kept) {
+  private constructor(shown: symbol, native: NativeServer, id: number, kept: Kept) {
     if (shown !== key) throw new TypeError('Illegal constructor: listen() makes servers')
     this.#native = native
     this.#hold = new Hold()
     this.#id = id
-    this.#authorizer = new Authorizer(authorize)
-    this.#requestCert = requestCert
+    this.#authorizer = new Authorizer(kept.authorize)
+    this.#requestCert = kept.requestCert ?? true
     this.#next = reserve()
     reassign(id, {
       news: () => {
