@@ -47,6 +47,20 @@ endTest('close() twice, and from both sides at once, is one orderly close', asyn
   await assertAsBefore(t, before)
 })
 
+endTest('destroy() takes anything as its reason', async (t, place) => {
+  const served = await serve(t, place)
+  for (const reason of ['text', Symbol('a'), 5, {}, Object.create(null) as object]) {
+    const { client } = await join(t, served)
+    client.destroy(reason as Error)
+    const { error } = await client.closed
+    t.like(error, { name: 'RdmaError', code: 'ERR_RDMA_DESTROYED' })
+    t.is(error?.cause, reason)
+  }
+  const { client } = await join(t, served)
+  client.destroy(null as never)
+  t.deepEqual(await client.closed, { reason: 'destroyed' })
+})
+
 endTest('close() during sends lets them arrive', async (t, place) => {
   const { client, accepted } = await join(t, await serve(t, place))
   const count = 100

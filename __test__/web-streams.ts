@@ -140,6 +140,11 @@ deviceTest('what ends the connection ends its streams, with its error', async (t
   const far = await t.throwsAsync(accepted.readable.getReader().read(), { instanceOf: RdmaError })
   t.is(far.code, 'ERR_RDMA_PEER_LOST')
   await t.throwsAsync(accepted.writable.getWriter().closed, { instanceOf: RdmaError })
+
+  const silent = await join(t, await serve(t, place))
+  const writer = silent.client.writable.getWriter()
+  silent.client.destroy()
+  await t.throwsAsync(writer.closed, { instanceOf: RdmaError, code: 'ERR_RDMA_DESTROYED' })
 })
 
 deviceTest('what is not bytes is refused by name, and ends the connection', async (t, place) => {

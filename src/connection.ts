@@ -1,6 +1,6 @@
 import type { Duplex } from 'node:stream'
 import type { ReadableStream, WritableStream } from 'node:stream/web'
-import { inspect, type InspectOptions } from 'node:util'
+import { inspect, types, type InspectOptions } from 'node:util'
 import type { NativeClosed, NativeConnection, NativeError } from '#binding'
 import { abortError, onAbort, signalOf } from './abort.js'
 import type { Closed, ConnectionStats, MessageBytes, SignalOptions } from './connection-types.js'
@@ -176,12 +176,15 @@ export class Connection implements AsyncDisposable {
     throw new RdmaError('ERR_RDMA_DESTROYED', 'the connection was destroyed before it was closed')
   }
 
-  /** Ends the connection at once. What was not acknowledged may be lost; whoever waits is told, with `error` as cause. */
+  /**
+   * Ends the connection at once. What was not acknowledged may be lost; whoever waits is told, with `error` as cause. What is
+   * no Error becomes the `cause` of one, `ERR_RDMA_DESTROYED`: an end must not fail for want of a reason.
+   */
   destroy(error?: Error): void {
     if (this.#outcome) return
     this.#native.destroy()
     // What had failed before has a cause of its own.
-    if (this.#native.closed()?.reason === 'destroyed') this.#destroyedWith = error
+    if (this.#native.closed()?.reason === 'destroyed') this.#destroyedWith = reasonOf(error)
     this.#news()
   }
 
@@ -343,16 +346,17 @@ export class Connection implements AsyncDisposable {
           reject(error)
         },
       }
-      // Several may wait for one id: each call of end() waits for the same.
-      const others = this.#sends.get(id)
-      if (others) others.add(waiting)
-      else this.#sends.set(id, new Set([waiting]))
+      // First what may throw, where a signal is none.
       const stop = onAbort(signal, (signal) => {
         this.#forgetSend(id, waiting)
         const withdrawn = this.#native.withdraw(id)
         const what = withdrawn ? 'the message was not sent' : 'the message had been begun and may still arrive'
         reject(abortError(signal, `The send was aborted; ${what}`))
       })
+      // Several may wait for one id: each call of end() waits for the same.
+      const others = this.#sends.get(id)
+      if (others) others.add(waiting)
+      else this.#sends.set(id, new Set([waiting]))
       this.#settleSends()
     })
   }
@@ -413,6 +417,12 @@ export class Connection implements AsyncDisposable {
     this.#sends.clear()
     this.#over.resolve(this.#outcome)
   }
+}
+
+function reasonOf(value: unknown): Error | undefined {
+  if (value === undefined || value === null) return undefined
+  if (value instanceof Error || types.isNativeError(value)) return value
+  return new RdmaError('ERR_RDMA_DESTROYED', 'the connection was destroyed with what is no Error', { cause: value })
 }
 
 function locked(call: string, why: string): RdmaError {

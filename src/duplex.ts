@@ -115,18 +115,30 @@ export class ConnectionDuplex extends Duplex {
       while (this.#isWanted && !this.destroyed) {
         const message = await this.#port.receive()
         if (message === null) {
-          this.push(null)
+          this.#give(null)
           return
         }
         // In a stream of bytes an empty one is nothing.
         if (message.length === 0 && !this.#keepsMessages) continue
         this.#isWanted = false
-        if (this.push(message)) this.#isWanted = true
+        if (this.#give(message)) this.#isWanted = true
       }
     } catch (error) {
       this.destroy(error as Error)
     } finally {
       this.#isReading = false
+    }
+  }
+
+  /** Gives a chunk to whoever listens. What a listener throws is uncaught, as with a socket, and harms no one here. */
+  #give(chunk: Uint8Array | null): boolean {
+    try {
+      return this.push(chunk)
+    } catch (error) {
+      process.nextTick(() => {
+        throw error
+      })
+      return this.readableLength < this.readableHighWaterMark
     }
   }
 
@@ -176,13 +188,14 @@ function joined(parts: Uint8Array[]): Uint8Array {
   return parts.length === 1 && first ? first : Buffer.concat(parts)
 }
 
+/** Calls back in a tick of its own: what a listener throws is uncaught then, and no rejection. */
 function settle(work: Promise<void>, done: (error?: Error | null) => void): void {
   work.then(
     () => {
-      done()
+      process.nextTick(done)
     },
     (error: unknown) => {
-      done(error as Error)
+      process.nextTick(done, error)
     },
   )
 }

@@ -99,11 +99,12 @@ export class RdmaError extends Error {
   declare readonly phase?: RdmaPhase
 
   constructor(code: RdmaErrorCode, message: string, details: RdmaErrorDetails = {}) {
-    const { cause, ...rest } = details
+    const { cause } = details
     super(message, cause === undefined ? undefined : { cause })
     this.code = code
     // What is not known is absent, not undefined: `inspect` then shows only what there is.
-    for (const [name, value] of Object.entries(rest)) {
+    for (const name of ['syscall', 'errno', 'wcStatus', 'phase'] as const) {
+      const value = details[name]
       if (value !== undefined) Object.defineProperty(this, name, { value, enumerable: true, configurable: true })
     }
   }

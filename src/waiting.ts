@@ -46,11 +46,12 @@ export class PromiseQueue<T> {
           reject(error)
         },
       }
-      this.#waiting.add(waiting)
+      // First what may throw, where a signal is none: nobody may wait then.
       const stop = onAbort(signal, (signal) => {
         this.#waiting.delete(waiting)
         reject(abortError(signal))
       })
+      this.#waiting.add(waiting)
     })
   }
 

@@ -1,4 +1,5 @@
 import { ReadableStream, WritableStream } from 'node:stream/web'
+import { RdmaError } from './errors.js'
 import { isOrderly, StreamSender, type StreamPort } from './stream-port.js'
 import type { MessageBytes } from './connection-types.js'
 import { messageBytes } from './validate.js'
@@ -51,7 +52,8 @@ export class WebStreams {
     const sink = {
       start: (controller: WritableStreamDefaultController): void => {
         void port.closed.then(({ reason, error }) => {
-          if (reason === 'destroyed' || reason === 'error') controller.error(error)
+          if (reason !== 'destroyed' && reason !== 'error') return
+          controller.error(error ?? new RdmaError('ERR_RDMA_DESTROYED', 'the connection was destroyed'))
         })
       },
       write: async (chunk: MessageBytes): Promise<void> => {
@@ -98,5 +100,5 @@ export class WebStreams {
 }
 
 function asError(reason: unknown, message: string): Error {
-  return reason instanceof Error ? reason : new Error(message, { cause: reason })
+  return reason instanceof Error ? reason : new RdmaError('ERR_RDMA_DESTROYED', message, { cause: reason })
 }
