@@ -72,6 +72,7 @@ processTest('ends of processes in flight keep their exit code', async (t, place)
   const ends = {
     'process.exit(7)': 7,
     'process.kill(process.pid, "SIGTERM")': 'SIGTERM',
+    'process.abort()': 'SIGABRT',
     'throw new Error("uncaught")': 1,
     'Promise.reject(new Error("unhandled"))': 1,
   }
