@@ -1,14 +1,8 @@
 #!/usr/bin/env node
 // @ts-check
-<<<<<<< HEAD
 // Long runs, too long for every `npm test`. Fetches what is missing: versions of Node (tools/node-versions.mjs), cargo-fuzz.
-// CLI: node tools/soak.mjs [--only=PART,...] [--rounds=200] [--timeout=3600] [--minutes=30]
+// CLI: node tools/soak.mjs [--only=PART,...] [--rounds=200] [--timeout=3600] [--minutes=30] [--fuzz-seconds=60]
 // Environment: SIM_SEEDS (1,000,000 in all), SIM_FIRST, SIM_FORGED (10,000,000 of each class)
-=======
-// Long runs, too long for every `npm test`: 60 s of random arguments into every export, on the embedded device, and in the
-// guest 200 ends of workers and processes with RDMA in flight, on each of Node 20, 22 and 24. Fetches the versions that are missing (tools/node-versions.mjs).
-// CLI: node tools/soak.mjs [--rounds=200] [--fuzz-seconds=60] [--timeout=3600]
->>>>>>> 52ca3ae (Tell of streams, identities, certificates that change, and what is counted and traced)
 
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
@@ -20,11 +14,11 @@ import { buildEnvironment } from './system-packages.mjs'
 
 const { values } = parseArgs({
   options: {
-<<<<<<< HEAD
     only: { type: 'string' },
     rounds: { type: 'string', default: '200' },
     timeout: { type: 'string', default: '3600' },
     minutes: { type: 'string', default: '30' },
+    'fuzz-seconds': { type: 'string', default: '60' },
   },
 })
 
@@ -51,6 +45,17 @@ const PARTS = {
 
   // each fuzz target for some time
   fuzz: () => fuzz(Number(values.minutes)),
+
+  // random arguments into every export, on the embedded device
+  async arguments() {
+    await setUp(['addon', 'typescript', 'tests'], ['build'])
+    const ava = [join(ROOT, 'node_modules/ava/entrypoints/cli.mjs'), '--timeout=30m']
+    const env = { SECURE_RDMA_TEST_DEVICE: 'soft', SECURE_RDMA_FUZZ_SECONDS: values['fuzz-seconds'] }
+    await run(process.execPath, [...ava, join(ROOT, 'build/__test__/fuzz-arguments.js')], {
+      cwd: ROOT,
+      env: { ...buildEnvironment(), ...env },
+    })
+  },
 
   // 200 ends of workers and processes with RDMA in flight, on each of Node 20, 22 and 24
   async teardown() {
@@ -83,30 +88,6 @@ async function softTests(tests, extra) {
 async function inGuest(options, command) {
   const all = ['--timeout', values.timeout, '--memory', '4096', ...options]
   await run(process.execPath, ['tools/soft-roce/run.mjs', ...all, '--', ...command], {
-=======
-    rounds: { type: 'string', default: '200' },
-    'fuzz-seconds': { type: 'string', default: '60' },
-    timeout: { type: 'string', default: '3600' },
-  },
-})
-
-await mainOf('soak', async () => {
-  await setUp(['addon', 'typescript', 'tests'], ['build', 'guest'])
-  for (const major of OTHER_MAJORS) await fetchNode(major)
-  const ava = [process.execPath, join(ROOT, 'node_modules/ava/entrypoints/cli.mjs'), '--timeout=30m']
-  const [node, ...rest] = [...ava, join(ROOT, 'build/__test__/fuzz-arguments.js')]
-  const fuzz = { SECURE_RDMA_TEST_DEVICE: 'soft', SECURE_RDMA_FUZZ_SECONDS: values['fuzz-seconds'] }
-  await run(node, rest, { cwd: ROOT, env: { ...buildEnvironment(), ...fuzz } })
-
-  const environment = [
-    'SECURE_RDMA_TEST_DEVICE=rxe',
-    `SECURE_RDMA_NODES=${NODES}`,
-    `SECURE_RDMA_TEARDOWN_ROUNDS=${values.rounds}`,
-  ]
-  const options = ['--timeout', values.timeout, '--memory', '4096', ...environment.flatMap((entry) => ['--env', entry])]
-  const command = [...ava, join(ROOT, 'build/__test__/teardown.js')]
-  await run(process.execPath, ['tools/soft-roce/run.mjs', ...options, '--', ...command], {
->>>>>>> 52ca3ae (Tell of streams, identities, certificates that change, and what is counted and traced)
     cwd: ROOT,
     env: buildEnvironment(),
   })
