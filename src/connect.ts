@@ -5,7 +5,8 @@ import { Authorizer } from './authorize.js'
 import { createConnection, type Connection } from './connection.js'
 import { environment, forget, Hold, register } from './events.js'
 import { unwrapMade } from './native.js'
-import { checkConnect, toNative, type ConnectOptions } from './options.js'
+import { checkConnect, toNative } from './check-options.js'
+import type { ConnectOptions } from './options.js'
 import { isTraced, traced, traces } from './tracing.js'
 
 const connected = channel('secure-rdma:client:connected')

@@ -2,7 +2,9 @@ import type { Duplex } from 'node:stream'
 import type { ReadableStream, WritableStream } from 'node:stream/web'
 import { inspect, types, type InspectOptions } from 'node:util'
 import type { NativeClosed, NativeConnection, NativeError } from '#binding'
-import { abortError, onAbort, signalOf } from './abort.js'
+import { abortError, signalOf } from './abort.js'
+import { Acknowledgements } from './acknowledgements.js'
+import { Claim, locked } from './claims.js'
 import type { Closed, ConnectionStats, MessageBytes, SignalOptions } from './connection-types.js'
 import { checkDuplex, ConnectionDuplex, type DuplexOptions } from './duplex.js'
 import { RdmaError } from './errors.js'
@@ -13,7 +15,7 @@ import { toDevice, toHandshake, type ConnectionDevice, type Handshake } from './
 import type { StreamPort } from './stream-port.js'
 import { isTraced, traced, traces } from './tracing.js'
 import { messageBytes } from './validate.js'
-import { defer, PromiseQueue, type Waiting } from './waiting.js'
+import { defer, PromiseQueue } from './waiting.js'
 import { WebStreams } from './web-streams.js'
 
 /** Messages that are given out before the event loop has its turn. */
@@ -35,7 +37,7 @@ export class Connection implements AsyncDisposable {
   readonly #native: NativeConnection
   readonly #id: number
   readonly #hold: Hold
-  readonly #sends = new Map<number, Set<Waiting<void>>>()
+  readonly #sends = new Acknowledgements()
   readonly #receives = new PromiseQueue<Buffer | null>()
   /** Messages given out since the event loop last had its turn. */
   #served = 0
@@ -45,8 +47,8 @@ export class Connection implements AsyncDisposable {
   /** Whether everything that was sent had arrived at the end. */
   #isDelivered = false
   /** Which stream has the messages that come, and which those that go. Nobody else may then. */
-  #reader: string | undefined
-  #writer: string | undefined
+  readonly #reading = new Claim()
+  readonly #writing = new Claim()
   #streams: WebStreams | undefined
   #peer: Peer | undefined
   #device: ConnectionDevice | undefined
@@ -100,8 +102,8 @@ export class Connection implements AsyncDisposable {
    *
    * @param message the bytes, at the most the peer's `maxMessageSize` of them
    * @throws {RdmaError} `ERR_RDMA_MESSAGE_TOO_LARGE`, `ERR_RDMA_SEND_BUFFER_FULL` (await earlier sends, or raise
-   * `sendBufferSize`), `ERR_RDMA_ENDED`, `ERR_RDMA_CLOSED`, or why the connection failed
-   * `ERR_RDMA_LOCKED` where a stream writes
+   * `sendBufferSize`), `ERR_RDMA_ENDED`, `ERR_RDMA_CLOSED`, `ERR_RDMA_LOCKED` where a stream writes, or why the
+   * connection failed
    * @throws {TypeError} for anything that is not bytes
    */
   async send(message: MessageBytes, options?: SignalOptions): Promise<void> {
@@ -147,7 +149,7 @@ export class Connection implements AsyncDisposable {
   async end(options?: SignalOptions): Promise<void> {
     const signal = signalOf(options)
     if (signal?.aborted) throw abortError(signal)
-    this.#refuse(this.#writer, 'end()')
+    this.#writing.refuse('end()')
     return this.#acknowledged(this.#unwrap(this.#native.end()), signal)
   }
 
@@ -208,9 +210,10 @@ export class Connection implements AsyncDisposable {
   toDuplex(options: DuplexOptions = {}): Duplex {
     const checked = checkDuplex(options)
     if (!this.#receives.isEmpty) throw locked('toDuplex()', 'receive() calls wait for messages')
-    this.#refuse(this.#reader, 'toDuplex()')
-    this.#refuse(this.#writer, 'toDuplex()')
-    this.#reader = this.#writer = 'toDuplex()'
+    this.#reading.refuse('toDuplex()')
+    this.#writing.refuse('toDuplex()')
+    this.#reading.take('toDuplex()')
+    this.#writing.take('toDuplex()')
     return new ConnectionDuplex(this.#port('toDuplex()', 'toDuplex()'), checked)
   }
 
@@ -272,13 +275,13 @@ export class Connection implements AsyncDisposable {
 
   async #send(bytes: Uint8Array, signal: AbortSignal | undefined): Promise<void> {
     if (signal?.aborted) throw abortError(signal)
-    this.#refuse(this.#writer, 'send()')
+    this.#writing.refuse('send()')
     return this.#acknowledged(this.#unwrap(this.#native.send(bytes)), signal)
   }
 
   async #receive(signal: AbortSignal | undefined): Promise<Buffer | null> {
     if (signal?.aborted) throw abortError(signal)
-    this.#refuse(this.#reader, 'receive()')
+    this.#reading.refuse('receive()')
     return this.#next(signal)
   }
 
@@ -297,11 +300,6 @@ export class Connection implements AsyncDisposable {
     return wait
   }
 
-  /** Throws where a stream has what `call` would use. */
-  #refuse(owner: string | undefined, call: string): void {
-    if (owner !== undefined) throw locked(call, `${owner} has the connection`)
-  }
-
   get #webStreams(): WebStreams {
     return (this.#streams ??= new WebStreams(this.#port('readable', 'writable')))
   }
@@ -309,12 +307,10 @@ export class Connection implements AsyncDisposable {
   #port(reader: string, writer: string): StreamPort {
     return {
       claimReading: () => {
-        if (this.#reader !== reader) this.#refuse(this.#reader, reader)
-        this.#reader = reader
+        this.#reading.take(reader)
       },
       claimWriting: () => {
-        if (this.#writer !== writer) this.#refuse(this.#writer, writer)
-        this.#writer = writer
+        this.#writing.take(writer)
       },
       receive: () => this.#next(undefined),
       post: (message) => this.#acknowledged(this.#unwrap(this.#native.send(message)), undefined),
@@ -328,6 +324,7 @@ export class Connection implements AsyncDisposable {
       maxMessage: this.handshake.peerTerms.maxMessageSize,
     }
   }
+
   /** Throws what native code gave as an error, with what the user destroyed the connection with. */
   #unwrap<T>(result: T | NativeError): T {
     return unwrap(result, this.#destroyedWith)
@@ -335,36 +332,13 @@ export class Connection implements AsyncDisposable {
 
   /** Waits until the peer's device has everything up to `id`. */
   #acknowledged(id: number, signal: AbortSignal | undefined): Promise<void> {
-    return new Promise((resolve, reject) => {
-      const waiting = {
-        resolve: () => {
-          stop()
-          resolve()
-        },
-        reject: (error: Error) => {
-          stop()
-          reject(error)
-        },
-      }
-      // First what may throw, where a signal is none.
-      const stop = onAbort(signal, (signal) => {
-        this.#forgetSend(id, waiting)
-        const withdrawn = this.#native.withdraw(id)
-        const what = withdrawn ? 'the message was not sent' : 'the message had been begun and may still arrive'
-        reject(abortError(signal, `The send was aborted; ${what}`))
-      })
-      // Several may wait for one id: each call of end() waits for the same.
-      const others = this.#sends.get(id)
-      if (others) others.add(waiting)
-      else this.#sends.set(id, new Set([waiting]))
-      this.#settleSends()
+    const wait = this.#sends.add(id, signal, (signal) => {
+      const withdrawn = this.#native.withdraw(id)
+      const what = withdrawn ? 'the message was not sent' : 'the message had been begun and may still arrive'
+      return abortError(signal, `The send was aborted; ${what}`)
     })
-  }
-
-  #forgetSend(id: number, waiting: Waiting<void>): void {
-    const others = this.#sends.get(id)
-    others?.delete(waiting)
-    if (others?.size === 0) this.#sends.delete(id)
+    this.#settleSends()
+    return wait
   }
 
   #news(): void {
@@ -376,14 +350,7 @@ export class Connection implements AsyncDisposable {
   }
 
   #settleSends(): void {
-    if (this.#sends.size === 0) return
-    const sent = this.#native.sent()
-    // Ids grow, and a Map keeps the order in which they came.
-    for (const [id, send] of this.#sends) {
-      if (id > sent) break
-      this.#sends.delete(id)
-      for (const waiting of send) waiting.resolve()
-    }
+    if (!this.#sends.isEmpty) this.#sends.settle(this.#native.sent())
   }
 
   /** Gives messages to those who wait for them. */
@@ -413,8 +380,7 @@ export class Connection implements AsyncDisposable {
     // All that was acknowledged has been settled: the rest never will be.
     const unsent =
       native ?? new RdmaError('ERR_RDMA_CLOSED', "the connection was closed before the peer's device had the message")
-    for (const send of this.#sends.values()) for (const waiting of send) waiting.reject(unsent)
-    this.#sends.clear()
+    this.#sends.fail(unsent)
     this.#over.resolve(this.#outcome)
   }
 }
@@ -423,9 +389,4 @@ function reasonOf(value: unknown): Error | undefined {
   if (value === undefined || value === null) return undefined
   if (value instanceof Error || types.isNativeError(value)) return value
   return new RdmaError('ERR_RDMA_DESTROYED', 'the connection was destroyed with what is no Error', { cause: value })
-}
-
-function locked(call: string, why: string): RdmaError {
-  const message = `${call} is not possible: ${why}, and messages would be lost to the one or the other, or change their order`
-  return new RdmaError('ERR_RDMA_LOCKED', message)
 }

@@ -1,13 +1,6 @@
 import type { NativeSecureContext } from '#binding'
-import {
-  foreign,
-  listenTable,
-  requireCertificate,
-  requirePair,
-  requireTrust,
-  refuseTrust,
-  type CommonOptions,
-} from './options.js'
+import { foreign, listenTable, requireCertificate, requirePair, requireTrust, refuseTrust } from './check-options.js'
+import type { CommonOptions } from './options.js'
 import { members } from './validate.js'
 
 /**
