@@ -236,6 +236,15 @@ deviceTest(
     another.abort()
     t.is(((await told)[0] as Error).name, 'AbortError')
     t.is((await own.client.closed).reason, 'destroyed')
+
+    // One that is aborted before is no different.
+    const late = await join(t, await serve(t, place))
+    const dead = late.client.toDuplex({ signal: AbortSignal.abort(new Error('before')) })
+    const [why] = (await once(dead, 'error')) as [Error]
+    t.like(why, { name: 'AbortError', code: 'ABORT_ERR' })
+    t.is((why.cause as Error).message, 'before')
+    const { reason, error: cause } = await late.client.closed
+    t.deepEqual([reason, cause], ['destroyed', why])
   },
 )
 

@@ -128,6 +128,32 @@ deviceTest('a server answers before and after its end, as often as it is asked',
   t.is(await outcome(() => connect(toServer)), 'ERR_RDMA_TCP')
 })
 
+deviceTest('who gives a signal that is aborted while it is looked at takes nothing from the next', async (t, place) => {
+  const { client, accepted, server, toServer } = await join(t, await serve(t, place))
+  const turning = (): AbortSignal => {
+    const controller = new AbortController()
+    let looks = 0
+    return new Proxy(controller.signal, {
+      get(signal, name) {
+        if (name === 'aborted' && ++looks === 2) controller.abort()
+        const value: unknown = Reflect.get(signal, name, signal)
+        return typeof value === 'function' ? (value as () => unknown).bind(signal) : value
+      },
+    })
+  }
+  t.is(await outcome(() => client.receive({ signal: turning() })), 'ABORT_ERR')
+  await accepted.send(Buffer.from('kept'))
+  t.is(String(await client.receive()), 'kept')
+  t.is(await outcome(() => accepted.send(Buffer.from('sent'), { signal: turning() })), 'ABORT_ERR')
+  await accepted.send(Buffer.from('after'))
+  const seen = [String(await client.receive())]
+  if (seen[0] === 'sent') seen.push(String(await client.receive()))
+  t.is(seen.at(-1), 'after')
+  t.is(await outcome(() => server.accept({ signal: turning() })), 'ABORT_ERR')
+  const next = await join(t, { server, toServer })
+  t.not(next.accepted, accepted)
+})
+
 /** Ends `connection` from within a callback, in each way there is. */
 const ends: Record<string, (connection: Connection) => unknown> = {
   destroy: (connection) => {

@@ -148,12 +148,27 @@ deviceTest('what ends the connection ends its streams, with its error', async (t
 })
 
 deviceTest('what is not bytes is refused by name, and ends the connection', async (t, place) => {
-  const { client } = await join(t, await serve(t, place))
-  const writer = client.writable.getWriter()
-  writer.closed.catch(() => undefined)
-  await t.throwsAsync(writer.write('text' as unknown as Uint8Array), {
-    instanceOf: TypeError,
-    message: /^message must be a Buffer/,
-  })
-  t.is((await client.closed).reason, 'destroyed')
+  const served = await serve(t, place)
+  const raise = (): never => {
+    throw new Error('a getter')
+  }
+  // What has a length as bytes have, but none that can be, is no different.
+  const lengths = [{ byteLength: -1 }, { byteLength: '1' }, { byteLength: NaN }]
+  for (const chunk of [
+    'text',
+    null,
+    undefined,
+    5,
+    ...lengths,
+    Object.defineProperty({}, 'byteLength', { get: raise }),
+  ]) {
+    const { client } = await join(t, served)
+    const writer = client.writable.getWriter()
+    writer.closed.catch(() => undefined)
+    await t.throwsAsync(writer.write(chunk as Uint8Array), {
+      instanceOf: TypeError,
+      message: /^message must be a Buffer/,
+    })
+    t.is((await client.closed).reason, 'destroyed')
+  }
 })

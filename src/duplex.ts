@@ -1,4 +1,4 @@
-import { Duplex } from 'node:stream'
+import { addAbortSignal, Duplex } from 'node:stream'
 import { checkSignal } from './abort.js'
 import { isOrderly, StreamSender, type StreamPort } from './stream-port.js'
 import { flag, members, messageBytes, whole, type Checks } from './validate.js'
@@ -66,7 +66,6 @@ export class ConnectionDuplex extends Duplex {
       allowHalfOpen,
       readableHighWaterMark: readable,
       writableHighWaterMark: writable,
-      ...(signal && { signal }),
     })
     this.#port = port
     this.#keepsMessages = objectMode
@@ -80,6 +79,8 @@ export class ConnectionDuplex extends Duplex {
       // After an orderly end there may be something to read.
       if (reason === 'destroyed' || reason === 'error') this.destroy(error)
     })
+    // Last: one that is aborted by now destroys at once what has to be whole for it.
+    if (signal) addAbortSignal(signal, this)
   }
 
   override _read(): void {

@@ -46,12 +46,19 @@ export class PromiseQueue<T> {
           reject(error)
         },
       }
-      // First what may throw, where a signal is none: nobody may wait then.
-      const stop = onAbort(signal, (signal) => {
-        this.#waiting.delete(waiting)
-        reject(abortError(signal))
-      })
+      // Before the signal is asked, since it may be aborted by now.
       this.#waiting.add(waiting)
+      let stop = (): void => undefined
+      try {
+        stop = onAbort(signal, (signal) => {
+          this.#waiting.delete(waiting)
+          reject(abortError(signal))
+        })
+      } catch (error) {
+        // What was given is no signal: nobody waits.
+        this.#waiting.delete(waiting)
+        throw error
+      }
     })
   }
 

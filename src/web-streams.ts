@@ -1,4 +1,5 @@
 import { ReadableStream, WritableStream } from 'node:stream/web'
+import { types } from 'node:util'
 import { RdmaError } from './errors.js'
 import { isOrderly, StreamSender, type StreamPort } from './stream-port.js'
 import type { MessageBytes } from './connection-types.js'
@@ -86,8 +87,9 @@ export class WebStreams {
         port.destroy(asError(reason, 'the writable stream was aborted'))
       },
     }
-    // What is not bytes is for `write` to refuse, which tells what it wants.
-    const size = (chunk: unknown): number => (chunk as { byteLength?: number } | undefined)?.byteLength ?? 0
+    // What is not bytes is for `write` to refuse, which tells what it wants: what fails here would reach nobody.
+    const size = (chunk: unknown): number =>
+      ArrayBuffer.isView(chunk) || types.isAnyArrayBuffer(chunk) ? chunk.byteLength : 0
     return new WritableStream(sink, { highWaterMark: WINDOW, size })
   }
 
