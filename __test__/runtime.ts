@@ -23,10 +23,11 @@ const RECEIVE_BUFFER = 65_536
 const SIZE = 1000
 
 /**
- * A worker that serves one connection: sends numbered messages without pause, notes when each was acknowledged, and tells
- * when it is asked.
+ * A worker that serves one connection: sends one message; when it is told to, numbered messages without pause, and notes when
+ * each was acknowledged; and tells when it is asked.
  */
 const SENDER = `
+  const { once } = require('node:events')
   const { parentPort, workerData } = require('node:worker_threads')
   const { listen } = require(workerData.package)
   const now = () => performance.timeOrigin + performance.now()
@@ -35,7 +36,9 @@ const SENDER = `
     parentPort.postMessage(server.address().port)
     const connection = await server.accept()
     const acknowledged = []
-    let sent = 0
+    await connection.send(Buffer.alloc(${SIZE}))
+    let sent = 1
+    await once(parentPort, 'message')
     let stopped = false
     parentPort.once('message', () => { stopped = true })
     while (!stopped) {
@@ -69,6 +72,7 @@ deviceTest(
     t.is(first?.length, SIZE)
     const now = (): number => performance.timeOrigin + performance.now()
     const began = now()
+    worker.postMessage('go')
     while (now() - began < BLOCKED);
     const ended = now()
     const { bytesReady, creditsGranted } = connection.stats()

@@ -27,7 +27,10 @@ export interface AcceptTrace {
   readonly error?: unknown
 }
 
-/** What subscribers of `tracing:secure-rdma:send:*` see. The message itself they do not. */
+/**
+ * What subscribers of `tracing:secure-rdma:send:*` see. The message itself they do not. Streams of a connection send and
+ * receive without a trace: they tell of themselves.
+ */
 export interface SendTrace {
   /** The connection. */
   readonly connection: Connection
