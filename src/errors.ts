@@ -99,12 +99,14 @@ export class RdmaError extends Error {
   declare readonly phase?: RdmaPhase
 
   constructor(code: RdmaErrorCode, message: string, details: RdmaErrorDetails = {}) {
-    const { cause } = details
+    // Callers in JavaScript may give null, as to Error.
+    const known = (details as RdmaErrorDetails | null) ?? {}
+    const { cause } = known
     super(message, cause === undefined ? undefined : { cause })
     this.code = code
     // What is not known is absent, not undefined: `inspect` then shows only what there is.
     for (const name of ['syscall', 'errno', 'wcStatus', 'phase'] as const) {
-      const value = details[name]
+      const value = known[name]
       if (value !== undefined) Object.defineProperty(this, name, { value, enumerable: true, configurable: true })
     }
   }
