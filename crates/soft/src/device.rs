@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use secure_rdma_rdma::{
-    Access, Addressing, Device, DeviceInfo, DeviceLimits, Error, ErrorCode, Establish, GoneNotice,
+    Access, Addressing, Counter, Device, DeviceInfo, DeviceLimits, Error, ErrorCode, Establish, GoneNotice,
     LocalAddress, Memory, MemoryWindow, QueuePair, QueuePairConfig, ReceiveQueue, Region, Result,
 };
 
@@ -96,6 +96,16 @@ impl Device for SoftDevice {
 
     fn on_gone(&self, notify: GoneNotice) {
         self.owner.gone().on_set(notify);
+    }
+
+    /// The engine's, and the sockets' behind them with `socket_` before their names; since the device was opened.
+    fn counters(&self, port: u8) -> Vec<Counter> {
+        if port != devices::PORT {
+            return Vec::new();
+        }
+        let SoftCounters { engine, sockets } = Self::counters(self);
+        let engine = engine.iter().map(|(name, value)| (name.into(), value));
+        engine.chain(sockets.iter().map(|(name, value)| (format!("socket_{name}").into(), value))).collect()
     }
 
     fn register(&self, memory: Arc<Memory>, access: Access) -> Result<Arc<Region>> {

@@ -37,6 +37,33 @@ pub struct SocketCounters {
     pub receive_drops: u64,
 }
 
+impl SocketCounters {
+    /// Each counter's name and value.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+        let Self {
+            send_calls,
+            sent_packets,
+            unsent_packets,
+            refused_batches,
+            send_waits,
+            receive_calls,
+            received_packets,
+            receive_drops,
+        } = *self;
+        [
+            ("send_calls", send_calls),
+            ("sent_packets", sent_packets),
+            ("unsent_packets", unsent_packets),
+            ("refused_batches", refused_batches),
+            ("send_waits", send_waits),
+            ("receive_calls", receive_calls),
+            ("received_packets", received_packets),
+            ("receive_drops", receive_drops),
+        ]
+        .into_iter()
+    }
+}
+
 /// The counts as they grow.
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {

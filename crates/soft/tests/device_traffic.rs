@@ -175,3 +175,18 @@ fn both_ends_may_be_on_one_device() {
     other.done();
     assert_eq!(read_back(&region, 50_000, 50_000), bytes(50_000, 1));
 }
+
+#[test]
+fn what_is_counted_is_told_by_name_and_each_name_once() {
+    let (one, other) = connected(&Terms::default());
+    let region = one.region(64);
+    other.receive(1, &other.region(64), 0, 64);
+    one.send(request(2, SEND, &region, 0, 64));
+    one.done();
+    let told = Device::counters(&*one.device, 1);
+    let names: std::collections::HashSet<_> = told.iter().map(|(name, _)| name.clone()).collect();
+    assert_eq!(names.len(), told.len());
+    let value = |wanted: &str| told.iter().find(|(name, _)| name == wanted).unwrap().1;
+    assert!(value("rdma_sends") >= 1 && value("socket_sent_packets") >= 1);
+    assert!(Device::counters(&*one.device, 2).is_empty(), "it has one port");
+}
