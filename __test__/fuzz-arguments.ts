@@ -288,16 +288,20 @@ function judge(name: string, error: unknown): Outcome {
 
 async function begin(place: Place, folder: string): Promise<World> {
   const { server, client } = await fixture()
-  const quick = { handshakeTimeout: 500, closeTimeout: 500 }
-  const listenOptions = { ...(await listening(place)), ...quick }
-  const listener = await rdma.listen(listenOptions)
+  const good = { ...(await listening(place)), closeTimeout: 500 }
+  const listener = await rdma.listen(good)
   const port = listener.address()?.port ?? 0
-  const connectOptions = { ...(await connecting(place, port)), ...quick }
+  const toListener = await connecting(place, port)
+  // What random options lead to must not wait long for what does not come.
+  const quick = { handshakeTimeout: 500, closeTimeout: 500 }
+  const [connectOptions, listenOptions] = [
+    { ...toListener, ...quick },
+    { ...good, ...quick },
+  ]
   const world = new World({ connectOptions, listenOptions, context: { ...server, ca: client.ca }, folder })
   world.keep(listener)
   for (let i = 0; i < 3; i++) {
-    for (const connection of await Promise.all([rdma.connect(connectOptions), listener.accept()]))
-      world.keep(connection)
+    for (const connection of await Promise.all([rdma.connect(toListener), listener.accept()])) world.keep(connection)
   }
   return world
 }
