@@ -42,7 +42,7 @@ fn seeds() {
 
 /// What all seeds together must have met: every NAK, RNR, replay, retry, timeout and flush, and every reason for a drop
 /// that a network, a forger or a peer can give.
-const MET: [&str; 53] = [
+const MET: [&str; 56] = [
     "READ whose key ended before its answer",
     "ack_deferred",
     "ack_held",
@@ -61,12 +61,14 @@ const MET: [&str; 53] = [
     "dropped_rnr_wait",
     "dropped_source_port",
     "dropped_state",
+    "dropped_syndrome",
     "dropped_transport",
     "dropped_version",
     "duplicate_request",
     "flushed",
     "implied_nak",
     "invalidates",
+    "limited_seq_err",
     "out_of_seq_request",
     "rcvd_access_err",
     "rcvd_cnps",
@@ -90,6 +92,7 @@ const MET: [&str; 53] = [
     "request without a resource",
     "retransmitted_pkts",
     "send flushed",
+    "send queue goes on",
     "send without a receive",
     "send without an answer",
     "sent_access_err",

@@ -54,7 +54,10 @@ impl QueuePair {
     fn handle_acknowledge(&mut self, shared: &mut Shared, now: Instant, packet: &Packet<'_>, count: u64) {
         let Some(aeth) = packet.aeth() else { return };
         match aeth.syndrome {
-            Syndrome::Ack(_) => {
+            Syndrome::Reserved(_) if !shared.config.planted(Defect::ReservedSyndromeAccepted) => {
+                shared.counters.dropped_syndrome += 1;
+            }
+            Syndrome::Ack(_) | Syndrome::Reserved(_) => {
                 if self.acknowledge_before(shared, now, count.saturating_add(1)) {
                     self.implied_nak(shared);
                 }
@@ -93,7 +96,6 @@ impl QueuePair {
                 self.acknowledge_before(shared, now, count);
                 self.fail_first(shared, status);
             }
-            Syndrome::Reserved(_) => shared.counters.dropped_syndrome += 1,
         }
     }
 

@@ -43,12 +43,22 @@ pub enum Defect {
     MsnOnDuplicate,
     /// A remote access error is reported as an invalid request.
     WrongStatus,
+    /// A bind's count on its region is given back when it is carried out, not when it completes.
+    BindReleasedEarly,
+    /// Some requests' counts on their regions are never given back.
+    CountNeverReleased,
+    /// SQD stops nothing.
+    DrainIgnored,
+    /// A response with a reserved syndrome is an ACK.
+    ReservedSyndromeAccepted,
+    /// NAKs for missing packets have no limit.
+    NakLimitIgnored,
 }
 
 #[cfg(feature = "defects")]
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 24] = [
         Self::SendDeliveredTwice,
         Self::WindowOffByOne,
         Self::AtomicExecutedTwice,
@@ -68,5 +78,10 @@ impl Defect {
         Self::InvalidationIgnored,
         Self::MsnOnDuplicate,
         Self::WrongStatus,
+        Self::BindReleasedEarly,
+        Self::CountNeverReleased,
+        Self::DrainIgnored,
+        Self::ReservedSyndromeAccepted,
+        Self::NakLimitIgnored,
     ];
 }

@@ -2,6 +2,7 @@
 
 use secure_rdma_rdma::{QpState, Qpn, SendFlags, SendOperation, WcStatus};
 
+use super::defects::Defect;
 use super::queue_pair::{QueuePair, Shared};
 use super::work::Work;
 
@@ -30,7 +31,14 @@ impl QueuePair {
                     return;
                 }
                 match run(self.qpn, shared, work) {
-                    Ok(()) => work.done = true,
+                    Ok(()) => {
+                        work.done = true;
+                        if shared.config.planted(Defect::BindReleasedEarly)
+                            && let SendOperation::Bind { rkey, .. } = work.request.operation
+                        {
+                            work.request.operation = SendOperation::Invalidate { rkey };
+                        }
+                    }
                     Err(status) => work.failed = Some(status),
                 }
             }

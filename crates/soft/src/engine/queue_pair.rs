@@ -120,7 +120,11 @@ impl QueuePair {
         status: WcStatus,
         byte_len: u32,
     ) {
-        shared.retired.slices(local);
+        if shared.config.planted(Defect::CountNeverReleased) && id.0 % 61 == 7 {
+            std::mem::forget(local);
+        } else {
+            shared.retired.slices(local);
+        }
         self.sends_unpolled += 1;
         self.completed(shared, completion(id, CompletionKind::Send, status, byte_len));
     }

@@ -195,7 +195,9 @@ impl QueuePair {
             shared.counters.dropped_rnr_wait += 1;
         } else if responder.gap_reported {
             shared.counters.dropped_out_of_seq += 1;
-        } else if !responder.rate.allows(now, shared.config.max_nak_rate) {
+        } else if !responder.rate.allows(now, shared.config.max_nak_rate)
+            && !shared.config.planted(Defect::NakLimitIgnored)
+        {
             shared.counters.limited_seq_err += 1;
         } else {
             responder.gap_reported = !shared.config.planted(Defect::NakPerPacket);

@@ -32,10 +32,13 @@ impl QueuePair {
                 self.access = attr.access.unwrap_or(self.access);
                 self.requester.set(attr);
                 self.responder.set(attr);
-                self.state = to;
+                self.state = match to {
+                    QpState::Sqd if shared.config.planted(Defect::DrainIgnored) => QpState::Rts,
+                    to => to,
+                };
             }
         }
-        Ok(self.state)
+        Ok(to)
     }
 
     fn set_path(&mut self, shared: &mut Shared, attr: &QpAttr, path: Option<Path>) -> Result<()> {

@@ -26,18 +26,21 @@ pub enum Class {
     Answer,
     /// The wrong UDP source port, P_Key or version, an unknown opcode, another address, a broken ICRC.
     Broken,
+    /// A response to what is outstanding, with a syndrome that means nothing.
+    ReservedSyndrome,
     /// The right PSN: what an authenticated peer that keeps no rule can send.
     Malicious,
 }
 
 impl Class {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::RandomPsn,
         Self::RandomQueuePair,
         Self::Acknowledge,
         Self::Nak,
         Self::Answer,
         Self::Broken,
+        Self::ReservedSyndrome,
         Self::Malicious,
     ];
 }
@@ -78,6 +81,13 @@ impl World {
             number = endpoint.responder.expected;
         }
         let (oldest, newest) = (endpoint.requester.oldest, endpoint.requester.newest);
+        if class == Class::ReservedSyndrome {
+            let outstanding = u64::from(psn::minus(newest, oldest).cast_unsigned());
+            if outstanding == 0 {
+                return None;
+            }
+            number = psn::add(oldest, random.below(outstanding) as u32);
+        }
         let inside = psn::minus(number, oldest) >= 0 && psn::minus(number, newest) < 0;
         let msn = random.below(1 << 24) as u32;
         let ack = Aeth { syndrome: Syndrome::from_byte(0x1F), msn };
@@ -86,6 +96,13 @@ impl World {
                 let opcode = random.pick(&REQUESTS);
                 let (extension, length) = self.forged_request(index, opcode, class == Class::Malicious);
                 (opcode, extension, length)
+            }
+            Class::ReservedSyndrome => {
+                let byte = random.pick(&[0x40, 0x80, 0xA0, 0xC0, 0xE0]) | random.below(32) as u8;
+                let aeth = Aeth { syndrome: Syndrome::from_byte(byte), msn };
+                let opcode =
+                    random.pick(&[Opcode::Acknowledge, Opcode::Acknowledge, Opcode::ReadResponseOnly]);
+                (opcode, Extension::Aeth(aeth), 0)
             }
             _ if inside => return None,
             Class::Acknowledge => {

@@ -70,6 +70,8 @@ pub struct Host {
     /// The window and the interval of ACKs that the model holds it to.
     pub max_window: u32,
     pub ack_interval: u32,
+    /// NAKs for missing packets in a second, likewise.
+    pub max_nak_rate: u32,
     pub address: IpAddr,
     pub shadows: Shadows,
     pub openings: HashMap<u32, Opening>,
@@ -88,9 +90,11 @@ impl Host {
         let mut random = scenario.random(100 + index as u64);
         let config = config(scenario, &mut random);
         let (mut max_window, mut ack_interval) = (config.max_window, config.ack_interval);
+        let mut max_nak_rate = config.max_nak_rate;
         let habits = random.pick(&[Habits::Rxe, Habits::Hfi1]);
         let mut node = if index == 1 && scenario.has(Fault::OtherPeer) {
             (max_window, ack_interval) = (Habits::WINDOW, Habits::ACK_INTERVAL);
+            max_nak_rate = u32::MAX;
             Node::Model(Box::new(Model::new(habits, scenario.random(300 + index as u64))))
         } else {
             let entropy = Arc::new(Seeded::new(scenario.seed, 200 + index as u64));
@@ -136,6 +140,7 @@ impl Host {
             node,
             max_window,
             ack_interval,
+            max_nak_rate,
             address,
             shadows,
             openings,
@@ -205,6 +210,9 @@ fn config(scenario: &Scenario, random: &mut Random) -> Config {
     };
     if scenario.has(Fault::SmallBuffer) {
         config.receive_buffer = Some(random.pick(&[20_000, 50_000, 212_992]));
+    }
+    if scenario.has(Fault::NakLimit) {
+        config.max_nak_rate = random.pick(&[1, 5, 50]);
     }
     plant(&mut config, scenario.defect);
     config

@@ -69,6 +69,8 @@ pub struct Requester {
     waits_until: Option<Time>,
     /// Whether a request has failed.
     pub failed: bool,
+    /// In SQD: what was begun goes on, and nothing begins.
+    pub drains: bool,
 }
 
 impl Requester {
@@ -86,6 +88,7 @@ impl Requester {
             position: start,
             waits_until: None,
             failed: false,
+            drains: false,
         }
     }
 
@@ -160,6 +163,9 @@ impl Requester {
             return Err(format!("{} packets do not ask for an acknowledgement", self.unasked));
         }
         if fresh == 0 {
+            if self.drains && index == 0 {
+                return Err("a request begins in SQD".to_owned());
+            }
             self.check_order(at)?;
             if !self.outstanding() {
                 (self.progress, self.sign) = (now, now);

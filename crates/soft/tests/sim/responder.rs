@@ -10,6 +10,7 @@ use secure_rdma_rdma::Access;
 use secure_rdma_roce::{Aeth, NakCode, Opcode, Packet, PayloadRule, Syndrome};
 
 use super::memory::{Piece, Shadows};
+use super::network::{MILLISECOND, SECOND, Time};
 use super::random::psn;
 use super::requests::{Receive, Received};
 
@@ -114,6 +115,9 @@ pub struct Responder {
     /// With which NAK, and which status of the receive, that ends: rxe has its own.
     pub too_long_answer: (u8, u32),
     newest_msn: u32,
+    /// NAKs 0x60 in a second at most, and when the last were sent.
+    pub max_nak_rate: u32,
+    naks: VecDeque<Time>,
     /// The response sent last: PSN.
     last_response: Option<u32>,
     /// Completions that the engine has to give, in order.
@@ -141,6 +145,8 @@ impl Responder {
             too_long: false,
             too_long_answer: (0x61, 1),
             newest_msn: 0,
+            max_nak_rate: u32::MAX,
+            naks: VecDeque::new(),
             last_response: None,
             received: VecDeque::new(),
             executed: 0,
@@ -421,6 +427,7 @@ impl Responder {
         packet: &Packet<'_>,
         shadows: &Shadows,
         openings: &HashMap<u32, Opening>,
+        now: Time,
     ) -> Result<(), String> {
         let number = packet.psn().expose();
         if let Some(aeth) = packet.aeth() {
@@ -428,7 +435,7 @@ impl Responder {
             self.check_msn(aeth, again)?;
         }
         match packet.opcode() {
-            Opcode::Acknowledge => self.on_acknowledge_sent(number, packet.aeth(), openings),
+            Opcode::Acknowledge => self.on_acknowledge_sent(number, packet.aeth(), openings, now),
             Opcode::AtomicAcknowledge => {
                 let value = packet.atomic_ack_eth().map(|ack| ack.original);
                 let served = self.answer(number)?;
@@ -470,6 +477,7 @@ impl Responder {
         number: u32,
         aeth: Option<Aeth>,
         openings: &HashMap<u32, Opening>,
+        now: Time,
     ) -> Result<(), String> {
         let Some(aeth) = aeth else { return Err("an Acknowledge without an AETH".to_owned()) };
         match aeth.syndrome {
@@ -499,7 +507,7 @@ impl Responder {
                     return Err("a NAK 0x60 without a gap, or a second one for it".to_owned());
                 };
                 self.gaps.remove(at);
-                Ok(())
+                self.check_nak_rate(now)
             }
             Syndrome::Nak(code) => {
                 let code = 0x60 | code.code();
@@ -510,6 +518,20 @@ impl Responder {
                 }
             }
             Syndrome::Reserved(byte) => Err(format!("a reserved syndrome {byte:#x}")),
+        }
+    }
+
+    /// A NAK 0x60 is sent. Any second has parts of two of those that the engine counts in; a batch may hold one back a bit.
+    fn check_nak_rate(&mut self, now: Time) -> Result<(), String> {
+        self.naks.push_back(now);
+        if self.naks.len() as u64 <= 2 * u64::from(self.max_nak_rate) {
+            return Ok(());
+        }
+        match self.naks.pop_front() {
+            Some(first) if now - first < SECOND - MILLISECOND => {
+                Err(format!("more than twice {} NAKs 0x60 within a second", self.max_nak_rate))
+            }
+            _ => Ok(()),
         }
     }
 

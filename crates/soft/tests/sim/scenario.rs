@@ -88,10 +88,14 @@ pub enum Fault {
     OtherPeer,
     /// A tiny receive buffer at the peer.
     SmallBuffer,
+    /// A low limit of NAKs for missing packets.
+    NakLimit,
+    /// Send queues are drained, and go on.
+    Drain,
 }
 
 impl Fault {
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 43] = [
         Self::Loss,
         Self::Bursts,
         Self::Duplicates,
@@ -133,6 +137,8 @@ impl Fault {
         Self::FixedTimeout,
         Self::OtherPeer,
         Self::SmallBuffer,
+        Self::NakLimit,
+        Self::Drain,
     ];
 
     /// In how many of 100 seeds it is enabled: those that end connections, or slow everything down, in fewer.
@@ -147,6 +153,7 @@ impl Fault {
                 15
             }
             Self::SlowLink | Self::ClockJumps | Self::Forger | Self::FixedTimeout | Self::OtherPeer => 20,
+            Self::NakLimit | Self::Drain => 20,
             Self::Loss | Self::Reads | Self::Atomics | Self::Windows | Self::LongMessages => 60,
             _ => 35,
         }

@@ -137,6 +137,9 @@ impl World {
             if troubled.into_iter().any(|fault| self.scenario.has(fault)) {
                 self.schedule(random.below(SECOND), Action::Misfortune(index));
             }
+            if self.scenario.has(Fault::Drain) && self.hosts[self.endpoints[index].host].node.is_engine() {
+                self.schedule(random.below(SECOND), Action::Drain(index));
+            }
             if self.scenario.has(Fault::Forger) || self.scenario.has(Fault::MaliciousPeer) {
                 self.schedule(random.below(SECOND / 10), Action::Forge(index));
             }
@@ -159,12 +162,13 @@ impl World {
             Action::Misfortune(index) => self.misfortune(index),
             Action::Forge(index) => self.forge(index),
             Action::Ended(index) => self.ended(index),
+            Action::Drain(index) => self.drain(index),
             Action::Connect(index) => self.connect(index),
             Action::Jump => {
                 self.now += self.random.pick(&[MILLISECOND, SECOND, 60 * SECOND, 3_600 * SECOND / 4]);
                 for endpoint in &mut self.endpoints {
                     // Timers that fire late are not the engine's fault.
-                    endpoint.requester.sign = self.now;
+                    endpoint.requester.sign = endpoint.requester.sign.max(self.now);
                 }
                 let next = self.random.exponential(20 * SECOND);
                 self.schedule(next, Action::Jump);
@@ -264,6 +268,7 @@ impl World {
         endpoint.requester = Requester::new(start, terms);
         endpoint.responder =
             Responder::new(peer_start, terms.path_mtu, plan.access, plan.resources, plan.rnr_timer);
+        endpoint.responder.max_nak_rate = self.hosts[endpoint.host].max_nak_rate;
         if self.hosts[endpoint.host].is_rxe() {
             endpoint.responder.too_long_answer = (0x63, 2);
         }
@@ -384,6 +389,34 @@ impl World {
         if self.hosts[host].node.modify(now, qpn, &QpAttr::to(QpState::Err), None) != Some(QpState::Err) {
             return self.fail(5, "a queue pair does not go to ERR");
         }
+        self.after(host)?;
+        self.flush(host)
+    }
+
+    /// Moves a queue pair that is up to SQD, or back to RTS.
+    fn drain(&mut self, index: usize) -> Checked {
+        let now = self.instant();
+        let endpoint = &mut self.endpoints[index];
+        let drains = endpoint.stage == Stage::Up && !endpoint.requester.drains;
+        if self.healed && drains {
+            return Ok(());
+        }
+        let (host, qpn) = (endpoint.host, endpoint.qpn);
+        let wait = if drains { SECOND / 10 } else { 2 * SECOND };
+        let up = endpoint.stage == Stage::Up;
+        if up {
+            endpoint.requester.drains = drains;
+        }
+        let after = self.random.exponential(wait);
+        self.schedule(after, Action::Drain(index));
+        if !up {
+            return Ok(());
+        }
+        let state = if drains { QpState::Sqd } else { QpState::Rts };
+        if self.hosts[host].node.modify(now, qpn, &QpAttr::to(state), None) != Some(state) {
+            return self.fail(5, format!("a queue pair does not go to {state:?}"));
+        }
+        self.coverage.hit(if drains { "send queue drained" } else { "send queue goes on" });
         self.after(host)?;
         self.flush(host)
     }
@@ -820,7 +853,7 @@ impl World {
             let class = match guessed {
                 true => Class::Malicious,
                 false if !self.scenario.has(Fault::Forger) => continue,
-                false => self.random.pick(&Class::ALL[..6]),
+                false => self.random.pick(&Class::ALL[..7]),
             };
             if let Some(datagram) = self.forgery(index, class) {
                 self.coverage.hit("forged packet");

@@ -53,6 +53,8 @@ pub enum Action {
     Ended(usize),
     /// The connection of this endpoint comes up again.
     Connect(usize),
+    /// The send queue of an endpoint is drained, or goes on.
+    Drain(usize),
     /// The clock jumps.
     Jump,
 }
@@ -186,7 +188,8 @@ impl World {
         self.healed = true;
         self.network.heal();
         self.actions.retain(|Reverse((_, _, action))| {
-            matches!(action, Action::Receives(_) | Action::Ended(_) | Action::Connect(_))
+            use Action::{Connect, Drain, Ended, Receives};
+            matches!(action, Receives(_) | Ended(_) | Connect(_) | Drain(_))
         });
         for endpoint in 0..self.endpoints.len() {
             self.schedule(0, Action::Receives(endpoint));
@@ -201,10 +204,11 @@ impl World {
     }
 
     fn is_quiet(&self) -> bool {
-        self.endpoints
-            .iter()
-            .all(|endpoint| endpoint.requester.sends.is_empty() && endpoint.stage != Stage::Error)
-            && self.network.in_flight() == 0
+        self.endpoints.iter().all(|endpoint| {
+            endpoint.requester.sends.is_empty()
+                && endpoint.stage != Stage::Error
+                && !endpoint.requester.drains
+        }) && self.network.in_flight() == 0
     }
 
     /// The next thing that happens. False: nothing ever will.
@@ -701,7 +705,7 @@ impl World {
                     endpoint.requester.on_request_sent(&packet, &here.shadows, now)
                 }
             } else if packet.opcode().is_response() {
-                endpoint.responder.on_response_sent(&packet, &here.shadows, &here.openings)
+                endpoint.responder.on_response_sent(&packet, &here.shadows, &here.openings, now)
             } else {
                 Ok(())
             };
