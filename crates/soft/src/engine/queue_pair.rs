@@ -191,7 +191,9 @@ impl QueuePair {
         if self.responder.answers_soon() || self.notices.is_due() {
             shared.schedule.urgent(self.qpn, &mut self.standing);
         }
-        let requests = !self.standing.waiting && self.requester.wants_to_send(self.state);
+        // What is sent again takes no more room, so it waits for none: else what it has taken would stay taken.
+        let waits = self.standing.waiting && !self.requester.repeats();
+        let requests = !waits && self.requester.wants_to_send(self.state);
         if requests || self.responder.answers_reads() {
             shared.schedule.ready(self.qpn, &mut self.standing);
         }

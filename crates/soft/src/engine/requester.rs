@@ -155,6 +155,11 @@ impl Requester {
         }
     }
 
+    /// Whether the next packet has its room in the receive buffers already.
+    pub(super) fn repeats(&self) -> bool {
+        self.next < self.charged_to
+    }
+
     /// Moves the cursor past `packets` PSNs.
     pub(super) fn step(&mut self, packets: u64) {
         self.next = self.next.saturating_add(packets);
@@ -241,9 +246,9 @@ impl QueuePair {
             if !batch.fits(length) {
                 break;
             }
-            let charged_already = requester.next < requester.charged_to;
-            let new = if charged_already { (0, 0) } else { part.charge };
-            if new.0 > room.0 || new.1 > room.1 {
+            let new = if requester.repeats() { (0, 0) } else { part.charge };
+            // Who stands in the line takes nothing past it.
+            if new.0 > room.0 || new.1 > room.1 || (self.standing.waiting && new != (0, 0)) {
                 short_of = Some(match new {
                     (charge, _) if charge > room.0 => (peer, charge),
                     (_, charge) => (BudgetId::Own, charge),
@@ -256,7 +261,9 @@ impl QueuePair {
             // or the budget stops us: else nothing would tell that they may move on. Where others wait, the next batch may
             // be long in coming, too.
             let interval = shared.config.ack_interval.min(requester.window.size() / 2).max(1);
-            let stops = in_flight + part.packets >= window || room.0 < charge(1, flows.mtu as u64);
+            let last_charged = self.standing.waiting && requester.next + part.packets >= requester.charged_to;
+            let stops =
+                last_charged || in_flight + part.packets >= window || room.0 < charge(1, flows.mtu as u64);
             let crowded = shared.schedule.is_crowded() || shared.budgets.is_crowded();
             let waits = crowded && batch.ends_with(length);
             let asks = part.ends || requester.unasked + 1 >= interval || stops || waits;
@@ -290,6 +297,7 @@ impl QueuePair {
         shared.budgets.take(BudgetId::Own, requester.charged.1 - charged.1);
         if let Some((id, charge)) = short_of
             && batch.is_empty()
+            && !self.standing.waiting
         {
             self.standing.waiting = true;
             shared.budgets.wait(id, self.qpn, charge);

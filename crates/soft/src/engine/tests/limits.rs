@@ -269,6 +269,32 @@ fn no_more_is_in_flight_than_the_window_and_the_receive_buffer_allow() {
 }
 
 #[test]
+fn what_is_sent_again_does_not_wait_for_the_room_that_it_has() {
+    for read in [false, true] {
+        let mut options =
+            Options { mtu: PathMtu::Bytes4096, receive_buffer: Some(20_000), ..Options::default() };
+        options.config.receive_buffer = Some(20_000);
+        let mut pair = Pair::with(options);
+        let local = pair.sides[0].region(1 << 20, ALL);
+        let far = pair.sides[1].region(1 << 20, ALL);
+        let (remote, mut seen) = (remote(&far, 0), 0);
+        pair.filter = Box::new(move |sent| {
+            seen += u32::from(sent.from == usize::from(read));
+            if seen == 4 && sent.from == usize::from(read) { Fate::Drop } else { Fate::Pass }
+        });
+        let operation = match read {
+            true => SendOperation::Read { remote },
+            false => SendOperation::Write { remote, immediate: None },
+        };
+        pair.send(0, operation, &[(&local, 0, 20 * 4096)]);
+        pair.run();
+        assert_eq!(pair.sides[0].statuses(), [(1, 0)]);
+        let counters = pair.sides[0].engine.counters();
+        assert_eq!((counters.timeouts, counters.retransmitted_pkts > 0), (0, true), "read {read}");
+    }
+}
+
+#[test]
 fn queue_pairs_with_one_peer_share_its_receive_buffer() {
     let mut pair =
         Pair::with(Options { mtu: PathMtu::Bytes4096, receive_buffer: Some(100_000), ..Options::default() });
