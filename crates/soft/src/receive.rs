@@ -71,6 +71,8 @@ impl Sockets {
 pub(crate) struct Round {
     /// Whether there was anything to do.
     pub(crate) busy: bool,
+    /// Whether a packet has come.
+    pub(crate) received: bool,
     /// Sockets that may hold more. Of the others, waiting tells.
     pub(crate) more: Sockets,
 }
@@ -99,7 +101,7 @@ impl Core {
         let (mut state, mut arrived) = (None, None);
         for (socket, family) in self.ports.iter().enumerate().filter(|(socket, _)| look.contains(*socket)) {
             let (received, all) = self.receive(socket, family, intake, &mut state, &mut arrived);
-            round.busy |= received;
+            round.received |= received;
             if received {
                 intake.latest = socket;
             }

@@ -67,7 +67,8 @@ impl Core {
         while begun.elapsed() < LOOK {
             let look = intake.glance(looks);
             let round = self.round(intake, look, poller);
-            if round.busy {
+            // What a timer brings would have waited for the thread without its looking.
+            if round.received {
                 intake.spin.looked(true);
                 return Some(round);
             }
