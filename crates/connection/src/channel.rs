@@ -4,6 +4,7 @@
 //! the control channel's (ticks, the peer's close). One lock keeps them apart; nobody is called while it is held but
 //! the queue pair itself: posting never blocks, and moving it to ERR waits for nobody.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
 
@@ -13,7 +14,9 @@ use secure_rdma_session::{Control, Terms};
 use crate::connection::{Closed, Received};
 use crate::credit::Credits;
 use crate::options::ConnectionOptions;
+use crate::outgoing::Body;
 use crate::pool::{Reservation, Slot, Waiting};
+use crate::posting::{Outlet, Posting};
 use crate::receive::Receive;
 use crate::stats::ConnectionStats;
 use crate::transmit::Transmit;
@@ -137,7 +140,7 @@ impl Channel {
     pub(crate) fn new(
         options: ConnectionOptions,
         reservation: Reservation,
-        max_send: u32,
+        (max_send, max_sge): (u32, u32),
         make: impl FnOnce(Weak<dyn QueuePairHandler>) -> Result<Arc<dyn QueuePair>>,
     ) -> Result<Arc<Self>> {
         let terms = Terms {
@@ -155,7 +158,7 @@ impl Channel {
             state: Mutex::new(State {
                 queue_pair: None,
                 reservation: Some(Arc::new(reservation)),
-                transmit: Transmit::new(max_send, terms.credits),
+                transmit: Transmit::new(Posting::new(max_send, max_sge, terms.credits)),
                 receive,
                 credits,
                 life: Life::Opening,
@@ -217,13 +220,33 @@ impl Channel {
         if !matches!(state.life, Life::Open | Life::Ended | Life::Closing { told: false }) {
             return;
         }
+        let waiting = || -> Weak<dyn Waiting> { self.myself.clone() };
         let pool = &reservation.resources().send;
-        let myself: Weak<dyn Waiting> = self.myself.clone();
-        let pumped =
-            state.transmit.pump(queue_pair.as_ref(), &mut state.credits, pool, || Weak::clone(&myself));
-        if let Err(error) = pumped {
+        let mut outlet = Outlet { credits: &mut state.credits, pool, waiting: &waiting };
+        if let Err(error) = state.transmit.pump(queue_pair.as_ref(), &mut outlet) {
             self.fail(state, after, error);
         }
+    }
+
+    /// Gives out `bodies`, which have been checked, and posts of them what can be posted; a failure to post ends the
+    /// connection. Answers their ids.
+    pub(crate) fn give_out<'a>(
+        &self,
+        state: &mut State,
+        after: &mut After,
+        bodies: impl IntoIterator<Item = Body<'a>>,
+    ) -> Result<Range<u64>> {
+        let Some((queue_pair, reservation)) = state.queue_pair.clone().zip(state.reservation.clone()) else {
+            return Err(over(&state.life));
+        };
+        let waiting = || -> Weak<dyn Waiting> { self.myself.clone() };
+        let pool = &reservation.resources().send;
+        let mut outlet = Outlet { credits: &mut state.credits, pool, waiting: &waiting };
+        let (ids, posted) = state.transmit.post(bodies, queue_pair.as_ref(), &mut outlet);
+        if let Err(error) = posted {
+            self.fail(state, after, error);
+        }
+        Ok(ids)
     }
 
     /// Takes the peer's terms over.
@@ -260,49 +283,12 @@ impl Channel {
                 return Err(over(&state.life));
             };
             let pattern = &reservation.resources().proof;
-            state.transmit.prove(queue_pair.as_ref(), &mut state.credits, pattern, state.path_mtu)
-        })
-    }
-
-    pub(crate) fn send(&self, message: &[u8]) -> Result<u64> {
-        self.with(|state, after| {
-            match &state.life {
-                Life::Open => {}
-                Life::Ended | Life::Closing { .. } => {
-                    return Err(Error::new(
-                        ErrorCode::Ended,
-                        "nothing can be sent after end() or close() of this connection",
-                    ));
-                }
-                life => return Err(over(life)),
-            }
-            if message.len() as u64 > state.transmit.max_message {
-                return Err(Error::new(
-                    ErrorCode::MessageTooLarge,
-                    format!(
-                        "a message of {} bytes is longer than the peer's maxMessageSize of {} bytes: split it, or raise \
-                         maxMessageSize on the peer",
-                        message.len(),
-                        state.transmit.max_message
-                    ),
-                ));
-            }
-            // A message that would be posted at once does not count: a single one may be longer than the buffer.
-            let queued = state.transmit.queued_cost();
-            if queued > 0 && queued + message.len() > self.options.send_buffer_size {
-                return Err(Error::new(
-                    ErrorCode::SendBufferFull,
-                    format!(
-                        "{} bytes of messages already wait to be sent and sendBufferSize is {} (each message counts 64 \
-                         bytes besides its own): await earlier sends first",
-                        state.transmit.queued_bytes(),
-                        self.options.send_buffer_size
-                    ),
-                ));
-            }
-            let id = state.transmit.enqueue(message);
-            self.pump(state, after);
-            Ok(id)
+            state.transmit.posting_mut().prove(
+                queue_pair.as_ref(),
+                &mut state.credits,
+                pattern,
+                state.path_mtu,
+            )
         })
     }
 
@@ -373,7 +359,7 @@ pub(crate) fn over(life: &Life) -> Error {
 impl Waiting for Channel {
     fn slot_free(&self) {
         self.with(|state, after| {
-            state.transmit.buffer_came();
+            state.transmit.posting_mut().buffer_came();
             self.pump(state, after);
         });
     }

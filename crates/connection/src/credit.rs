@@ -63,6 +63,11 @@ impl Credits {
         carried
     }
 
+    /// Spends one credit on a segment that carries none back.
+    pub(crate) fn spend_alone(&mut self) {
+        self.available = self.available.saturating_sub(1);
+    }
+
     /// The peer has used one of its credits.
     pub(crate) fn peer_used(&mut self) -> Result<()> {
         self.granted = self.granted.checked_sub(1).ok_or_else(|| violation("a segment without a credit"))?;

@@ -142,7 +142,7 @@ impl Channel {
         let Some(queue_pair) = state.queue_pair.clone() else { return };
         let marked = queue_pair.state() != QpState::Reset
             && (queue_pair.state() == QpState::Err || queue_pair.modify(&QpAttr::to(QpState::Err)).is_ok())
-            && state.transmit.mark_drain(queue_pair.as_ref()).is_ok();
+            && state.transmit.posting_mut().mark_drain(queue_pair.as_ref()).is_ok();
         if marked {
             state.drains = self.myself.upgrade();
             after.flushing = state.control.clone().map(|control| (control, Weak::clone(&self.myself)));

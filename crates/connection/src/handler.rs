@@ -6,8 +6,8 @@ use secure_rdma_rdma::{
 use smallvec::SmallVec;
 
 use crate::channel::{After, Channel, Life, State};
+use crate::posting::Done;
 use crate::receive::Arrived;
-use crate::transmit::Done;
 
 impl QueuePairHandler for Channel {
     fn completed(&self, batch: &[Completion]) {
@@ -28,6 +28,9 @@ impl QueuePairHandler for Channel {
                 && let Err(error) = reservation.repost(queue_pair.as_ref(), &buffers)
             {
                 self.fail(state, after, error);
+            }
+            if state.transmit.advanced() {
+                self.news(state, after);
             }
             self.pump(state, after);
             self.tell_when_drained(state, after);
@@ -80,8 +83,8 @@ impl Channel {
             if !completion.status.is_success() {
                 return Err(self.failure(state, completion));
             }
-            state.proof.sent |= done == Done::Proof;
-            if matches!(done, Done::Message | Done::Proof) {
+            if done == Done::Proof {
+                state.proof.sent = true;
                 self.news(state, after);
             }
             return Ok(());

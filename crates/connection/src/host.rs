@@ -17,6 +17,9 @@ use crate::upper::Upper;
 /// Send work requests of a queue pair, outstanding at the most.
 const MAX_SEND: u32 = 128;
 
+/// Slices of a send work request at the most: a gather list that is longer is cut.
+const MAX_SGE: u32 = 8;
+
 /// The devices of a process. One is enough for all connections.
 pub struct Registry {
     families: Vec<Arc<dyn Devices>>,
@@ -256,11 +259,12 @@ impl Host for DeviceHost {
         let max_send = MAX_SEND.min(device.limits().max_work_requests);
         let queue = reservation.queue();
         let max_receive = u32::from(self.options.credits) + 1;
-        let channel = Channel::new(self.options.clone(), reservation, max_send, |handler| {
+        let max_sge = device.limits().max_sge.min(MAX_SGE);
+        let channel = Channel::new(self.options.clone(), reservation, (max_send, max_sge), |handler| {
             device.create_queue_pair(QueuePairConfig {
                 max_send,
                 max_receive,
-                max_sge: 1,
+                max_sge,
                 receive_queue: queue,
                 handler,
             })

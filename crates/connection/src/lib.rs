@@ -8,6 +8,9 @@
 
 #![forbid(unsafe_code)]
 
+// The pieces of the data plane come one by one.
+#![allow(dead_code)]
+
 mod channel;
 mod connection;
 mod credit;
@@ -15,8 +18,11 @@ mod ending;
 mod framing;
 mod handler;
 mod host;
+mod operations;
 mod options;
+mod outgoing;
 mod pool;
+mod posting;
 mod receive;
 mod server;
 mod stats;

@@ -1,4 +1,4 @@
-//! The receiving half of a connection: segments into messages, messages to whoever asks.
+//! The receiving half of a connection: segments into messages, messages and immediates to whoever asks.
 
 use std::collections::VecDeque;
 
@@ -8,7 +8,7 @@ use crate::credit::Credits;
 use crate::framing::{Header, Kind, LENGTH_PREFIX, violation};
 use crate::pool::Reservation;
 
-/// What a waiting message costs beside its bytes, so that empty ones are bounded too.
+/// What a waiting message costs beside its bytes, and an immediate, so that empty ones are bounded too.
 const MESSAGE_COST: usize = 64;
 
 /// The most that is allocated on the word of a FIRST segment alone.
@@ -18,6 +18,8 @@ const MOST_AHEAD: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Receive {
     ready: VecDeque<Vec<u8>>,
+    /// What WRITEs with immediate have brought.
+    immediates: VecDeque<u32>,
     ready_cost: usize,
     /// The begin of a longer message, and its whole length.
     partial: Option<(Vec<u8>, u64)>,
@@ -37,6 +39,8 @@ pub(crate) enum Arrived {
     Nothing,
     /// A whole message is ready.
     Message,
+    /// The immediate of a WRITE is ready.
+    Immediate,
     /// The peer has ended its direction.
     End,
     /// The peer's proof of path.
@@ -47,6 +51,7 @@ impl Receive {
     pub(crate) fn new(max_message: u64, most_ready: usize) -> Self {
         Self {
             ready: VecDeque::new(),
+            immediates: VecDeque::new(),
             ready_cost: 0,
             partial: None,
             ended: false,
@@ -73,9 +78,14 @@ impl Receive {
         self.ready.len()
     }
 
+    /// Immediates that wait to be read.
+    pub(crate) fn immediates(&self) -> usize {
+        self.immediates.len()
+    }
+
     /// Bytes that waiting messages hold.
     pub(crate) fn ready_bytes(&self) -> usize {
-        self.ready_cost - self.ready.len() * MESSAGE_COST
+        self.ready_cost - (self.ready.len() + self.immediates.len()) * MESSAGE_COST
     }
 
     /// Takes the segment of a successful receive completion. The buffer may be posted again afterwards.
@@ -85,12 +95,15 @@ impl Receive {
         credits: &mut Credits,
         buffers: &Reservation,
     ) -> Result<Arrived> {
-        if completion.kind != CompletionKind::Receive {
-            return Err(violation("a WRITE with immediate"));
+        if completion.invalidated.is_some() {
+            return Err(violation("a SEND with invalidate"));
         }
         let Some(immediate) = completion.immediate else {
             return Err(violation("a segment without an immediate"));
         };
+        if completion.kind == CompletionKind::ReceiveWriteImmediate {
+            return self.write_immediate(immediate, credits);
+        }
         let header = Header::from_immediate(immediate)?;
         let length = completion.byte_len as usize;
         credits.peer_used()?;
@@ -125,6 +138,24 @@ impl Receive {
             _ => credits.data_buffer_free(self.ready_cost >= self.most_ready),
         }
         Ok(arrived)
+    }
+
+    /// A WRITE with immediate has been carried out: the 32 bits are the application's.
+    fn write_immediate(&mut self, immediate: u32, credits: &mut Credits) -> Result<Arrived> {
+        credits.peer_used()?;
+        if !self.proof_seen {
+            return Err(violation("a WRITE with immediate before its proof of path"));
+        }
+        if self.ended {
+            return Err(violation("a WRITE with immediate after its end"));
+        }
+        if self.partial.is_some() {
+            return Err(violation("a WRITE with immediate within a message"));
+        }
+        self.ready_cost += MESSAGE_COST;
+        self.immediates.push_back(immediate);
+        credits.data_buffer_free(self.ready_cost >= self.most_ready);
+        Ok(Arrived::Immediate)
     }
 
     fn control_segment(&mut self, kind: Kind, length: usize) -> Result<Arrived> {
@@ -219,10 +250,21 @@ impl Receive {
     /// The next message, if one is ready. Gives withheld credits free when enough has been read.
     pub(crate) fn take(&mut self, credits: &mut Credits) -> Option<Vec<u8>> {
         let message = self.ready.pop_front()?;
-        self.ready_cost -= message.len() + MESSAGE_COST;
+        self.taken(message.len(), credits);
+        Some(message)
+    }
+
+    /// The next immediate, if one is ready.
+    pub(crate) fn take_immediate(&mut self, credits: &mut Credits) -> Option<u32> {
+        let immediate = self.immediates.pop_front()?;
+        self.taken(0, credits);
+        Some(immediate)
+    }
+
+    fn taken(&mut self, bytes: usize, credits: &mut Credits) {
+        self.ready_cost -= bytes + MESSAGE_COST;
         if self.ready_cost <= self.most_ready / 2 {
             credits.release_withheld();
         }
-        Some(message)
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use secure_rdma_rdma::{Error, ErrorCode, PathMtu, Result};
+use secure_rdma_rdma::{Access, Error, ErrorCode, PathMtu, Result};
 use secure_rdma_session::{Control, Terms, UpperLayer};
 
 use crate::channel::{Channel, Life, over};
@@ -24,6 +24,11 @@ impl Drop for Upper {
 }
 
 impl UpperLayer for Upper {
+    /// All that can be granted. Without a grant none of it opens anything; devices without atomics leave that right out.
+    fn access(&self) -> Access {
+        Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ | Access::REMOTE_ATOMIC
+    }
+
     fn post_receives(&self) -> Result<()> {
         let state = self.0.lock();
         match state.queue_pair.clone().zip(state.reservation.clone()) {
@@ -95,10 +100,10 @@ impl Channel {
             if matches!(state.life, Life::Over(_) | Life::Opening) {
                 return Ok(());
             }
-            match state.watch.tick(state.transmit.in_flight()) {
+            match state.watch.tick(state.transmit.posting().in_flight()) {
                 Verdict::Nothing => Ok(()),
                 Verdict::Probe => match state.queue_pair.clone() {
-                    Some(queue_pair) => state.transmit.probe(queue_pair.as_ref()),
+                    Some(queue_pair) => state.transmit.posting_mut().probe(queue_pair.as_ref()),
                     None => Ok(()),
                 },
                 Verdict::PathDead => {

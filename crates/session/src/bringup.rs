@@ -5,8 +5,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use secure_rdma_rdma::{
-    Access, DeviceKind, Error, LocalAddress, PathMtu, Phase, Psn, QpAttr, QpState, Qpn, QueuePair, Result,
-    Route,
+    DeviceKind, Error, LocalAddress, PathMtu, Phase, Psn, QpAttr, QpState, Qpn, QueuePair, Result, Route,
 };
 
 use crate::config::invalid;
@@ -179,9 +178,7 @@ impl<U: UpperLayer> Bringup<U, Init> {
         let attr = QpAttr {
             pkey_index: Some(options.pkey_index),
             port: Some(local.port),
-            // The right to WRITE, because a WRITE of no bytes is how an idle path is probed; no region can be written to.
-            // No more than is used: some devices refuse atomics outright.
-            access: Some(Access::LOCAL_WRITE | Access::REMOTE_WRITE),
+            access: Some(upper.access()),
             ..QpAttr::to(QpState::Init)
         };
         let transitions = Vec::with_capacity(3);

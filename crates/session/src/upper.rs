@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use secure_rdma_rdma::{Addressing, Device, Error, ErrorCode, LocalAddress, PathMtu, QueuePair, Result};
+use secure_rdma_rdma::{
+    Access, Addressing, Device, Error, ErrorCode, LocalAddress, PathMtu, QueuePair, Result,
+};
 
 /// What one side's upper layer states in its offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,12 @@ pub struct Terms {
 /// What lives on one queue pair. Made in RESET, driven by `session` through the bring-up, called by it for as long
 /// as the control channel lives. No method may block.
 pub trait UpperLayer: Send + Sync + 'static {
+    /// What the peer may do to the queue pair: what RESET→INIT gives it. Which memory it may touch is for regions and
+    /// windows to say. At the least the right to WRITE, because a WRITE of no bytes is how an idle path is probed.
+    fn access(&self) -> Access {
+        Access::LOCAL_WRITE | Access::REMOTE_WRITE
+    }
+
     /// Called in INIT: makes sure that receives are posted before the peer's first packet can come.
     ///
     /// # Errors

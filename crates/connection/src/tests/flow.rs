@@ -126,7 +126,7 @@ fn a_message_is_taken_back_only_before_it_begins() {
     for i in (0..59).filter(|i| *i != 40) {
         assert_eq!(b.next().unwrap().unwrap(), message(i, 4000));
     }
-    a.until("all to be acknowledged", |a| a.lock().transmit.done() == ids[58]);
+    a.until("all to be acknowledged", |a| a.lock().transmit.done() >= ids[58]);
     assert_eq!(a.channel.stats().messages_sent, 58);
 }
 

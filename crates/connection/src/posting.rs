@@ -1,0 +1,386 @@
+//! The send queue of a queue pair: work requests that are made, posted in lists, and complete in order.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
+
+use secure_rdma_rdma::{
+    Completion, Error, PathMtu, QueuePair, RKey, Region, RemoteSlice, Result, SendFlags, SendOperation,
+    SendRequest, Slice, WorkId,
+};
+use smallvec::SmallVec;
+
+use crate::credit::Credits;
+use crate::framing::{Header, Kind, LENGTH_PREFIX};
+use crate::outgoing::{Atomic, Body, Direction, Outgoing};
+use crate::pool::{SendPool, Slot, Waiting};
+
+/// The send queue.
+#[derive(Debug)]
+pub(crate) struct Posting {
+    in_flight: VecDeque<InFlight>,
+    /// Work requests that are made and not posted, the last of `in_flight`. Kept for its room.
+    list: Vec<SendRequest>,
+    /// Buffers of requests that the device refused, and the first message or operation that lost one. The connection
+    /// ends with it.
+    unposted: Vec<Slot>,
+    refused: Option<u64>,
+    next_work: u64,
+    /// Work requests that may be outstanding. Two of the queue's are kept free: a probe and the drain marker.
+    most_in_flight: usize,
+    /// Slices that a work request takes.
+    max_sge: usize,
+    /// Send buffers that may be outstanding: a peer that grants many credits and acknowledges nothing must not hold
+    /// what others need.
+    most_slots: usize,
+    slots: usize,
+    /// Bytes per segment: what both the peer's receive buffers and our send buffers hold.
+    segment: usize,
+    /// Whether the pool knows that a buffer is wanted here.
+    asked_for_buffer: bool,
+    pub(crate) counters: Counters,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Counters {
+    pub(crate) segments: u64,
+    pub(crate) waits_for_credit: u64,
+    pub(crate) waits_for_buffer: u64,
+    pub(crate) probes: u64,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    work: WorkId,
+    slot: Option<Slot>,
+    what: What,
+    /// The message or operation that it belongs to.
+    id: Option<u64>,
+    /// The grant of the peer that it uses.
+    grant: Option<u32>,
+}
+
+/// What work of the own device alone is called by whoever asked for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct LocalId(pub(crate) u64);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    /// Not the last of its message or operation.
+    Part,
+    /// The last of its message or operation.
+    Last,
+    /// An atomic, whose answer lands in the slot. Nobody asks for it any more if it is not `wanted`.
+    Atomic {
+        wanted: bool,
+    },
+    Credit,
+    Proof,
+    Probe,
+    Local(LocalId),
+    DrainMarker,
+}
+
+/// What a send completion meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Done {
+    /// A part of something, or credits.
+    Part,
+    /// A message or an operation has been carried out, as its last work request tells.
+    Whole,
+    /// An atomic has been carried out; this is what the 8 bytes held before, if anyone asks.
+    Atomic { id: u64, before: Option<u64> },
+    /// The own proof of path.
+    Proof,
+    /// This work of the own device alone.
+    Local(LocalId),
+    /// Everything that was posted before ERR has been flushed.
+    Drained,
+}
+
+/// What sending takes from.
+pub(crate) struct Outlet<'a> {
+    pub(crate) credits: &'a mut Credits,
+    pub(crate) pool: &'a SendPool,
+    /// Who is told when a send buffer is free.
+    pub(crate) waiting: &'a dyn Fn() -> Weak<dyn Waiting>,
+}
+
+impl Posting {
+    /// `max_send` is the depth of the send queue, `most_slots` the share of the send buffers.
+    pub(crate) fn new(max_send: u32, max_sge: u32, most_slots: u16) -> Self {
+        Self {
+            in_flight: VecDeque::new(),
+            list: Vec::new(),
+            unposted: Vec::new(),
+            refused: None,
+            next_work: 0,
+            most_in_flight: (max_send as usize).saturating_sub(2).max(1),
+            max_sge: (max_sge as usize).max(1),
+            most_slots: usize::from(most_slots).max(1),
+            slots: 0,
+            segment: 0,
+            asked_for_buffer: false,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Takes over the peer's terms.
+    pub(crate) fn adopt(&mut self, segment: usize) {
+        self.segment = segment;
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// The first message or operation of which something is outstanding.
+    pub(crate) fn first_id(&self) -> Option<u64> {
+        self.in_flight.iter().find_map(|posted| posted.id).or(self.refused)
+    }
+
+    /// Whether a work request that uses this grant of the peer is outstanding.
+    pub(crate) fn names_grant(&self, grant: u32) -> bool {
+        self.in_flight.iter().any(|posted| posted.grant == Some(grant))
+    }
+
+    /// Whether nothing of a message or an operation is outstanding, nor the proof of path.
+    pub(crate) fn is_idle(&self) -> bool {
+        let counts = |posted: &InFlight| posted.id.is_some() || posted.what == What::Proof;
+        !self.in_flight.iter().any(counts)
+    }
+
+    /// Nobody will ask what the atomic `id` gives.
+    pub(crate) fn disregard(&mut self, id: u64) {
+        let of_id = |posted: &&mut InFlight| posted.id == Some(id);
+        for posted in self.in_flight.iter_mut().filter(of_id) {
+            if let What::Atomic { wanted } = &mut posted.what {
+                *wanted = false;
+            }
+        }
+    }
+
+    pub(crate) fn has_room(&self) -> bool {
+        self.in_flight.len() < self.most_in_flight
+    }
+
+    /// Makes the next work request of `out`, if credits and buffers allow. `Some(true)`: it was the last.
+    pub(crate) fn next(&mut self, out: &mut Outgoing<'_>, outlet: &mut Outlet<'_>) -> Result<Option<bool>> {
+        let grant = out.grant();
+        let made = match &mut out.body {
+            Body::Message { bytes, sent } => self.message(out.id, out.begun, bytes, sent, outlet)?,
+            Body::End => self.may_send(outlet.credits).then(|| {
+                let header = Header { kind: Kind::End, credits: outlet.credits.spend() };
+                self.segment(header, None, SmallVec::new(), What::Last, Some(out.id));
+                true
+            }),
+            Body::Transfer(transfer) => {
+                let last = transfer.is_at_last(self.max_sge);
+                if last && matches!(transfer.direction, Direction::Write { immediate: Some(_) }) {
+                    if !self.may_send(outlet.credits) {
+                        return Ok(None);
+                    }
+                    // Its immediate is the application's: no credits ride along.
+                    outlet.credits.spend_alone();
+                }
+                let piece = transfer.next(self.max_sge);
+                let id = self.track(None, if last { What::Last } else { What::Part }, Some(out.id), grant);
+                let (operation, local, flags) = (piece.operation, piece.local, piece.flags);
+                self.list.push(SendRequest { id, operation, local, flags });
+                Some(last)
+            }
+            Body::Atomic(atomic) => self.atomic(out.id, atomic, outlet),
+        };
+        out.begun |= made.is_some();
+        Ok(made)
+    }
+
+    fn may_send(&mut self, credits: &Credits) -> bool {
+        self.counters.waits_for_credit += u64::from(!credits.may_send_data());
+        credits.may_send_data()
+    }
+
+    fn message(
+        &mut self,
+        id: u64,
+        begun: bool,
+        bytes: &[u8],
+        sent: &mut usize,
+        outlet: &mut Outlet<'_>,
+    ) -> Result<Option<bool>> {
+        if !self.may_send(outlet.credits) {
+            return Ok(None);
+        }
+        let left = bytes.len() - *sent;
+        let (kind, prefix) = match begun {
+            false if left <= self.segment => (Kind::Only, 0),
+            false => (Kind::First, LENGTH_PREFIX),
+            true if left <= self.segment => (Kind::Last, 0),
+            true => (Kind::Middle, 0),
+        };
+        let payload = left.min(self.segment.saturating_sub(prefix));
+        let slot = if prefix + payload == 0 {
+            None
+        } else {
+            let Some(slot) = self.slot(outlet) else { return Ok(None) };
+            if prefix > 0 {
+                slot.write(0, &(bytes.len() as u64).to_le_bytes())?;
+            }
+            slot.write(prefix, &bytes[*sent..*sent + payload])?;
+            Some(slot)
+        };
+        *sent += payload;
+        let last = matches!(kind, Kind::Only | Kind::Last);
+        let header = Header { kind, credits: outlet.credits.spend() };
+        let local = slot.iter().map(|slot| Slice::new(&slot.region, slot.offset, prefix + payload)).collect();
+        self.segment(header, slot, local, if last { What::Last } else { What::Part }, Some(id));
+        Ok(Some(last))
+    }
+
+    fn atomic(&mut self, id: u64, atomic: &Atomic, outlet: &mut Outlet<'_>) -> Option<bool> {
+        let slot = self.slot(outlet)?;
+        let local = smallvec::smallvec![Slice::new(&slot.region, slot.offset, size_of::<u64>())];
+        let work = self.track(Some(slot), What::Atomic { wanted: true }, Some(id), Some(atomic.grant));
+        let operation = atomic.operation.clone();
+        self.list.push(SendRequest { id: work, operation, local, flags: atomic.flags });
+        Some(true)
+    }
+
+    fn slot(&mut self, outlet: &Outlet<'_>) -> Option<Slot> {
+        if self.slots >= self.most_slots {
+            // One of its own will come back.
+            return None;
+        }
+        let wanted = (!self.asked_for_buffer).then(outlet.waiting);
+        let slot = outlet.pool.take_or_wait(wanted);
+        if slot.is_some() {
+            self.slots += 1;
+        } else {
+            self.counters.waits_for_buffer += u64::from(!self.asked_for_buffer);
+            self.asked_for_buffer = true;
+        }
+        slot
+    }
+
+    /// Gives credits back in a segment of their own.
+    pub(crate) fn credit_segment(&mut self, credits: &mut Credits) {
+        let header = Header { kind: Kind::Credit, credits: credits.spend() };
+        self.segment(header, None, SmallVec::new(), What::Credit, None);
+    }
+
+    fn segment(
+        &mut self,
+        header: Header,
+        slot: Option<Slot>,
+        local: SmallVec<[Slice; 1]>,
+        what: What,
+        message: Option<u64>,
+    ) {
+        self.counters.segments += 1;
+        let id = self.track(slot, what, message, None);
+        let operation = SendOperation::Send { immediate: Some(header.to_immediate()) };
+        self.list.push(SendRequest { id, operation, local, flags: SendFlags::empty() });
+    }
+
+    fn track(&mut self, slot: Option<Slot>, what: What, id: Option<u64>, grant: Option<u32>) -> WorkId {
+        let work = WorkId(self.next_work);
+        self.next_work += 1;
+        self.in_flight.push_back(InFlight { work, slot, what, id, grant });
+        work
+    }
+
+    /// Makes work of the own device alone.
+    pub(crate) fn local(&mut self, id: LocalId, operation: SendOperation) {
+        self.bare(What::Local(id), operation);
+    }
+
+    /// Sends the proof of path: one message, the first bytes of `pattern`, that fills a packet of the path MTU.
+    pub(crate) fn prove(
+        &mut self,
+        queue_pair: &dyn QueuePair,
+        credits: &mut Credits,
+        pattern: &Arc<Region>,
+        path_mtu: PathMtu,
+    ) -> Result<()> {
+        let header = Header { kind: Kind::Proof, credits: credits.spend() };
+        let local = smallvec::smallvec![Slice::new(pattern, 0, path_mtu.bytes())];
+        self.segment(header, None, local, What::Proof, None);
+        self.post(queue_pair)
+    }
+
+    /// A buffer came back: the pool must be asked anew.
+    pub(crate) fn buffer_came(&mut self) {
+        self.asked_for_buffer = false;
+    }
+
+    /// Sends a WRITE of no bytes, which the peer's device acknowledges by itself: neither key nor address of such a
+    /// WRITE are looked at (IBTA C9-88; rxe alike).
+    pub(crate) fn probe(&mut self, queue_pair: &dyn QueuePair) -> Result<()> {
+        self.counters.probes += 1;
+        let remote = RemoteSlice { address: 0, rkey: RKey::new(0) };
+        self.bare(What::Probe, SendOperation::Write { remote, immediate: None });
+        self.post(queue_pair)
+    }
+
+    /// Posts a request behind everything else to a queue pair in ERR: its flush says that all else has been flushed.
+    pub(crate) fn mark_drain(&mut self, queue_pair: &dyn QueuePair) -> Result<()> {
+        self.bare(What::DrainMarker, SendOperation::Send { immediate: None });
+        self.post(queue_pair)
+    }
+
+    /// A work request without bytes.
+    fn bare(&mut self, what: What, operation: SendOperation) {
+        let id = self.track(None, what, None, None);
+        self.list.push(SendRequest { id, operation, local: SmallVec::new(), flags: SendFlags::empty() });
+    }
+
+    /// Posts what has been made, in one list.
+    pub(crate) fn post(&mut self, queue_pair: &dyn QueuePair) -> Result<()> {
+        if self.list.is_empty() {
+            return Ok(());
+        }
+        let posted = queue_pair.post_send(&self.list).map_err(|refused| {
+            // What was not posted will not complete. Its buffers come back with the next completion.
+            let lost = self.list.len() - refused.posted;
+            let unposted = self.in_flight.split_off(self.in_flight.len() - lost);
+            self.refused = self.refused.or(unposted.iter().find_map(|posted| posted.id));
+            self.unposted.extend(unposted.into_iter().filter_map(|posted| posted.slot));
+            refused.error
+        });
+        self.list.clear();
+        posted
+    }
+
+    /// Takes a send completion. Requests of a queue pair complete in the order of posting. Answers also the message or
+    /// operation that it belongs to.
+    pub(crate) fn complete(
+        &mut self,
+        completion: &Completion,
+        free: &mut Vec<Slot>,
+    ) -> Result<(Done, Option<u64>)> {
+        let Some(posted) = self.in_flight.pop_front().filter(|posted| posted.work == completion.id) else {
+            return Err(Error::internal("a send completion came out of order"));
+        };
+        let success = completion.status.is_success();
+        let done = match posted.what {
+            What::DrainMarker => Done::Drained,
+            _ if !success => Done::Part,
+            What::Last => Done::Whole,
+            What::Atomic { wanted } => {
+                let mut before = [0; size_of::<u64>()];
+                if let Some(slot) = &posted.slot {
+                    slot.region.memory().read(slot.offset, &mut before)?;
+                }
+                let before = wanted.then_some(u64::from_ne_bytes(before));
+                Done::Atomic { id: posted.id.unwrap_or_default(), before }
+            }
+            What::Proof => Done::Proof,
+            What::Local(id) => Done::Local(id),
+            What::Part | What::Credit | What::Probe => Done::Part,
+        };
+        let before = free.len();
+        free.extend(posted.slot);
+        free.append(&mut self.unposted);
+        self.slots -= free.len() - before;
+        Ok((done, posted.id))
+    }
+}
