@@ -121,7 +121,15 @@ impl Registry {
         if let Some(resources) = open.get(&key).and_then(Weak::upgrade).filter(usable) {
             return Ok(resources);
         }
-        let resources = Resources::new(self.family(name)?.open(name)?, pool)?;
+        let device = self.family(name)?.open(name)?;
+        // Whoever has a device of this name open has this one, with other sizes of buffers: regions are registered with
+        // the device once.
+        let regions = {
+            let of_name = open.iter().filter(|((known, _), _)| known == name);
+            let beside = of_name.filter_map(|(_, resources)| resources.upgrade()).find(usable);
+            beside.map(|resources| Arc::clone(&resources.regions))
+        };
+        let resources = Resources::new(device, pool, regions)?;
         open.insert(key, Arc::downgrade(&resources));
         // The removal of a device waits for those who have it open, and a server that nobody is connected to has no queue
         // pair that would hear of it.

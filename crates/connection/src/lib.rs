@@ -24,6 +24,9 @@ mod outgoing;
 mod pool;
 mod posting;
 mod receive;
+mod regions;
+mod registrations;
+mod remote;
 mod server;
 mod stats;
 #[cfg(test)]
@@ -35,5 +38,7 @@ mod watch;
 pub use connection::{CloseReason, Closed, Connection, Received};
 pub use host::Registry;
 pub use options::{ConnectionOptions, DeviceOptions, PoolOptions};
+pub use regions::{RegionSlice, SharedRegion};
+pub use remote::{RemoteRegion, RemoteSlice};
 pub use server::{Server, connect};
 pub use stats::ConnectionStats;

@@ -13,6 +13,7 @@ use secure_rdma_rdma::{
 use smallvec::SmallVec;
 
 use crate::options::PoolOptions;
+use crate::registrations::Registrations;
 
 /// Buffers that are registered at a time.
 const SLAB: u32 = 64;
@@ -25,6 +26,8 @@ pub(crate) struct Resources {
     pub(crate) send: SendPool,
     /// What a proof of path carries. It is the same for all, so that no proof waits for a send buffer.
     pub(crate) proof: Arc<Region>,
+    /// The regions of applications, shared also with those who use other sizes of buffers.
+    pub(crate) regions: Arc<Registrations>,
     /// One newcomer registers at a time. Not held by anyone who sends or receives.
     growth: Mutex<()>,
 }
@@ -33,8 +36,12 @@ pub(crate) struct Resources {
 const PROOF: [u8; 4096] = [0x5A; 4096];
 
 impl Resources {
-    /// **Blocks** on the device.
-    pub(crate) fn new(device: Arc<dyn Device>, options: PoolOptions) -> Result<Arc<Self>> {
+    /// **Blocks** on the device. `regions` are what somebody else has registered with it already.
+    pub(crate) fn new(
+        device: Arc<dyn Device>,
+        options: PoolOptions,
+        regions: Option<Arc<Registrations>>,
+    ) -> Result<Arc<Self>> {
         let shared = options.receive_buffers.min(device.limits().max_shared_receives);
         let queue = if shared == 0 { None } else { device.create_receive_queue(shared)? };
         let receive = ReceivePool {
@@ -50,7 +57,8 @@ impl Resources {
         };
         let proof = allocate(device.as_ref(), PROOF.len())?;
         proof.memory().write(0, &PROOF)?;
-        Ok(Arc::new(Self { device, receive, send, proof, growth: Mutex::new(()) }))
+        let regions = regions.unwrap_or_else(|| Registrations::new(&device));
+        Ok(Arc::new(Self { device, receive, send, proof, regions, growth: Mutex::new(()) }))
     }
 
     /// Reserves the receive buffers of one connection and sees to it that send buffers are there. **Blocks** while

@@ -124,6 +124,24 @@ codes! {
     /// RDMA packets do not get through between the two addresses.
     Path = "ERR_RDMA_PATH",
 
+    // -- regions --------------------------------------------------------------------------------------------
+    /// The peer has taken its grant back, or is about to.
+    RegionRevoked = "ERR_RDMA_REGION_REVOKED",
+    /// The region was closed by this side.
+    RegionClosed = "ERR_RDMA_REGION_CLOSED",
+    /// A range does not lie inside its region.
+    RegionBounds = "ERR_RDMA_REGION_BOUNDS",
+    /// The peer's grant does not allow this kind of operation.
+    RegionAccess = "ERR_RDMA_REGION_ACCESS",
+    /// An atomic's 8 bytes do not lie at a multiple of 8.
+    RegionAlignment = "ERR_RDMA_REGION_ALIGNMENT",
+    /// A name under which nothing can be published, or something is already, or nothing is.
+    RegionName = "ERR_RDMA_REGION_NAME",
+    /// As much is published on this connection as can be.
+    RegionLimit = "ERR_RDMA_REGION_LIMIT",
+    /// As many operations wait on this connection as may.
+    OperationLimit = "ERR_RDMA_OPERATION_LIMIT",
+
     // -- connections ----------------------------------------------------------------------------------------
     /// The connection is closed.
     Closed = "ERR_RDMA_CLOSED",
