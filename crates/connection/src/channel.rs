@@ -293,12 +293,20 @@ impl Channel {
     }
 
     pub(crate) fn take_message(&self) -> Received {
+        self.take(Receive::take)
+    }
+
+    pub(crate) fn take_immediate(&self) -> Received<u32> {
+        self.take(Receive::take_immediate)
+    }
+
+    fn take<T>(&self, take: impl FnOnce(&mut Receive, &mut Credits) -> Option<T>) -> Received<T> {
         self.with(|state, after| {
-            if let Some(message) = state.receive.take(&mut state.credits) {
+            if let Some(taken) = take(&mut state.receive, &mut state.credits) {
                 if state.credits.should_return() {
                     self.pump(state, after);
                 }
-                return Received::Message(message);
+                return Received::Message(taken);
             }
             match &state.life {
                 _ if state.receive.ended() => Received::End,

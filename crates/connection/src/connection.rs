@@ -7,7 +7,7 @@ use std::task::Poll;
 use secure_rdma_rdma::{Error, LocalAddress, Result};
 use secure_rdma_session::{Peer, Report};
 
-use crate::channel::{Channel, Life, over};
+use crate::channel::{Channel, Life};
 use crate::stats::ConnectionStats;
 
 /// Why a connection is over.
@@ -30,21 +30,32 @@ pub struct Closed {
     pub reason: CloseReason,
     /// The cause, where it was not an orderly close.
     pub error: Option<Error>,
-    /// Whether every message given to `send` had been acknowledged by the peer's device.
+    /// Whether every message and operation had been acknowledged by the peer's device.
     pub delivered: bool,
 }
 
-/// What [`Connection::receive`] finds.
+/// What [`Connection::receive`] and [`Connection::receive_immediate`] find.
 #[derive(Debug)]
-pub enum Received {
-    /// The next message, whole.
-    Message(Vec<u8>),
+pub enum Received<T = Vec<u8>> {
+    /// The next message, whole, or the next immediate.
+    Message(T),
     /// None yet.
     Pending,
-    /// No message will come: the peer has ended its direction, or the connection was closed in order.
+    /// None will come: the peer has ended its direction, or the connection was closed in order.
     End,
-    /// No message will come: the connection failed.
+    /// None will come: the connection failed.
     Closed(Error),
+}
+
+impl<T> Received<T> {
+    pub(crate) fn poll(self) -> Poll<Result<Option<T>>> {
+        match self {
+            Self::Message(message) => Poll::Ready(Ok(Some(message))),
+            Self::End => Poll::Ready(Ok(None)),
+            Self::Closed(error) => Poll::Ready(Err(error)),
+            Self::Pending => Poll::Pending,
+        }
+    }
 }
 
 /// A connection: a queue pair in RTS and the TLS connection that set it up.
@@ -70,6 +81,10 @@ impl Connection {
         Self(Arc::new(Shared { channel, peer, report }))
     }
 
+    pub(crate) fn channel_ref(&self) -> &Channel {
+        &self.0.channel
+    }
+
     pub(crate) fn channel(&self) -> std::sync::Weak<Channel> {
         Arc::downgrade(&self.0.channel)
     }
@@ -77,25 +92,12 @@ impl Connection {
     /// Queues a copy of `message` and posts what credits allow. Never blocks. Messages arrive whole and in order;
     /// empty ones are messages too.
     ///
-    /// Gives the message's id; [`Connection::sent`] tells when the peer's device has it.
+    /// Gives the message's id; [`Connection::done`] tells when the peer's device has it.
     ///
     /// # Errors
     /// `ERR_RDMA_MESSAGE_TOO_LARGE`, `ERR_RDMA_SEND_BUFFER_FULL`, `ERR_RDMA_ENDED`, or why the connection is over.
     pub fn send(&self, message: &[u8]) -> Result<u64> {
         self.0.channel.send(message)
-    }
-
-    /// Every message with an id up to this one has been acknowledged by the peer's device. That is not "read by the
-    /// peer's application".
-    #[must_use]
-    pub fn sent(&self) -> u64 {
-        self.0.channel.lock().transmit.done()
-    }
-
-    /// Takes back a message of which nothing has been posted; `false` when it is too late.
-    #[must_use]
-    pub fn withdraw(&self, id: u64) -> bool {
-        self.0.channel.lock().transmit.withdraw(id)
     }
 
     /// [`Connection::send`], and waits until the peer's device has the message.
@@ -104,18 +106,7 @@ impl Connection {
     /// As for [`Connection::send`].
     pub async fn send_acknowledged(&self, message: &[u8]) -> Result<()> {
         let id = self.send(message)?;
-        poll_fn(|cx| {
-            let mut state = self.0.channel.lock();
-            if state.transmit.done() >= id {
-                return Poll::Ready(Ok(()));
-            }
-            if let life @ Life::Over(_) = &state.life {
-                return Poll::Ready(Err(over(life)));
-            }
-            Channel::wake_on_news(&mut state, cx.waker());
-            Poll::Pending
-        })
-        .await
+        self.completed(id).await.map(drop)
     }
 
     /// Takes the next message, if one is there. Messages that arrived before the end are given out after it too.
@@ -132,12 +123,7 @@ impl Connection {
         poll_fn(|cx| {
             // Register first: a message that comes in between wakes.
             Channel::wake_on_news(&mut self.0.channel.lock(), cx.waker());
-            match self.receive() {
-                Received::Message(message) => Poll::Ready(Ok(Some(message))),
-                Received::End => Poll::Ready(Ok(None)),
-                Received::Closed(error) => Poll::Ready(Err(error)),
-                Received::Pending => Poll::Pending,
-            }
+            self.receive().poll()
         })
         .await
     }
@@ -183,8 +169,8 @@ impl Connection {
         .await
     }
 
-    /// Calls `news` from any thread, now and whenever [`sent`](Self::sent), [`receive`](Self::receive) or
-    /// [`closed`](Self::closed) may have news. It must not block. One observer at a time; the last one counts.
+    /// Calls `news` from any thread, now and whenever [`done`](Self::done), [`receive`](Self::receive),
+    /// [`receive_immediate`](Self::receive_immediate) or [`closed`](Self::closed) may have news. It must not block. One observer at a time; the last one counts.
     pub fn observe(&self, news: Arc<dyn Fn() + Send + Sync>) {
         self.0.channel.observe(news);
     }

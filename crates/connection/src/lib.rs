@@ -7,7 +7,6 @@
 //! Nothing here knows which device it runs on. With a device crate, a Rust program needs no more than this.
 
 #![forbid(unsafe_code)]
-
 // The pieces of the data plane come one by one.
 #![allow(dead_code)]
 
@@ -20,6 +19,7 @@ mod handler;
 mod host;
 mod operations;
 mod options;
+mod outcomes;
 mod outgoing;
 mod pool;
 mod posting;
@@ -37,6 +37,7 @@ mod watch;
 
 pub use connection::{CloseReason, Closed, Connection, Received};
 pub use host::Registry;
+pub use operations::Operation;
 pub use options::{ConnectionOptions, DeviceOptions, PoolOptions};
 pub use regions::{RegionSlice, SharedRegion};
 pub use remote::{RemoteRegion, RemoteSlice};

@@ -106,7 +106,7 @@ impl NativeConnection {
     #[napi(catch_unwind)]
     #[must_use]
     pub fn sent(&self) -> f64 {
-        number(self.connection().sent())
+        number(self.connection().done())
     }
 
     /// Takes back a message of which nothing has been posted; `false` when it is too late.
