@@ -1,8 +1,9 @@
 //! One connected queue pair and all that happens on it: the state behind a [`crate::Connection`].
 //!
 //! Three threads meet here: the application's (send, receive, close), the device's service thread (completions), and
-//! the control channel's (ticks, the peer's close). One lock keeps them apart; nobody is called while it is held but
-//! the queue pair itself: posting never blocks, and moving it to ERR waits for nobody.
+//! the control channel's (ticks, what the peer tells, its close). One lock keeps them apart; nobody is called while it is
+//! held but the queue pair itself, since posting never blocks and moving it to ERR waits for nobody, and the control
+//! channel's `tell`, which only queues.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -13,6 +14,7 @@ use secure_rdma_session::{Control, Terms};
 
 use crate::connection::{Closed, Received};
 use crate::credit::Credits;
+use crate::grants::{Grants, Opened};
 use crate::options::ConnectionOptions;
 use crate::outgoing::Body;
 use crate::pool::{Reservation, Slot, Waiting};
@@ -42,6 +44,7 @@ pub(crate) struct State {
     pub(crate) transmit: Transmit,
     pub(crate) receive: Receive,
     pub(crate) credits: Credits,
+    pub(crate) grants: Grants,
     pub(crate) life: Life,
     pub(crate) watch: Watch,
     pub(crate) proof: Proof,
@@ -97,6 +100,9 @@ pub(crate) struct After {
     pub(crate) control: Option<(Arc<Control>, ControlCall)>,
     /// The queue pair has begun to flush: somebody must see to it that this ends.
     pub(crate) flushing: Option<(Arc<Control>, Weak<Channel>)>,
+    /// What was open to the peer and is no more. Dropped before its queue pair, and without the lock: it takes system
+    /// calls.
+    pub(crate) ended: Vec<Opened>,
     /// Dropped without the lock: the end of a queue pair or of the channel must not happen inside itself.
     pub(crate) queue_pairs: Vec<Arc<dyn QueuePair>>,
     pub(crate) reservations: Vec<Arc<Reservation>>,
@@ -105,7 +111,8 @@ pub(crate) struct After {
 
 impl After {
     fn finish(self) {
-        let Self { slots, wakers, observer, control, flushing, queue_pairs, reservations, channels } = self;
+        let Self { slots, wakers, observer, control, flushing, ended, queue_pairs, reservations, channels } =
+            self;
         if let Some(reservation) = reservations.first() {
             reservation.resources().send.give(slots);
         }
@@ -124,6 +131,7 @@ impl After {
         if let Some(observer) = observer {
             observer();
         }
+        drop(ended);
         drop(queue_pairs);
         drop(reservations);
         drop(channels);
@@ -161,6 +169,7 @@ impl Channel {
                 transmit: Transmit::new(Posting::new(max_send, max_sge, terms.credits)),
                 receive,
                 credits,
+                grants: Grants::default(),
                 life: Life::Opening,
                 watch,
                 proof: Proof::default(),
@@ -207,6 +216,7 @@ impl Channel {
 
     /// Lets go of the queue pair, of what it had of the device, and of the count that kept the channel alive for it.
     pub(crate) fn release(state: &mut State, after: &mut After) {
+        after.ended.append(&mut state.grants.clear());
         after.queue_pairs.extend(state.queue_pair.take());
         after.reservations.extend(state.reservation.take());
         after.channels.extend(state.drains.take());

@@ -29,6 +29,7 @@ impl QueuePairHandler for Channel {
             {
                 self.fail(state, after, error);
             }
+            self.tell_grants(state, after);
             if state.transmit.advanced() {
                 self.news(state, after);
             }
@@ -82,6 +83,9 @@ impl Channel {
             }
             if !completion.status.is_success() {
                 return Err(self.failure(state, completion));
+            }
+            if let Done::Local(done) = done {
+                self.local_done(state, after, done);
             }
             if done == Done::Proof {
                 state.proof.sent = true;

@@ -259,6 +259,8 @@ impl Host for DeviceHost {
         if let Some(kept) = &self.kept {
             kept.add(&resources);
         }
+        let of_its_own = resources.of_one_connection(self.options.pool, self.options.credits)?;
+        let resources = of_its_own.unwrap_or(resources);
         let device = Arc::clone(&resources.device);
         if let Some(path) = &self.device.capture_file {
             device.capture(path)?;

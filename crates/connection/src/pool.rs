@@ -13,7 +13,7 @@ use secure_rdma_rdma::{
 use smallvec::SmallVec;
 
 use crate::options::PoolOptions;
-use crate::registrations::Registrations;
+use crate::registrations::{Opens, Registrations};
 
 /// Buffers that are registered at a time.
 const SLAB: u32 = 64;
@@ -42,6 +42,35 @@ impl Resources {
         options: PoolOptions,
         regions: Option<Arc<Registrations>>,
     ) -> Result<Arc<Self>> {
+        let regions = match regions {
+            Some(regions) => regions,
+            None => {
+                let windows = device.create_memory_window()?.is_some();
+                Registrations::new(&device, if windows { Opens::Windows } else { Opens::Nothing })
+            }
+        };
+        Self::with_regions(device, options, regions)
+    }
+
+    /// The same for one connection alone, where keys cannot be told apart within the device's own protection domain:
+    /// everything of it is in a domain of its own. `None` where that need not be, or cannot. **Blocks** on the device.
+    pub(crate) fn of_one_connection(&self, options: PoolOptions, credits: u16) -> Result<Option<Arc<Self>>> {
+        if self.regions.opens() != Opens::Nothing {
+            return Ok(None);
+        }
+        let Some(device) = self.device.private_domain()? else { return Ok(None) };
+        let credits = u32::from(credits);
+        let send_buffers = options.send_buffers.min(credits);
+        let options = PoolOptions { receive_buffers: credits, send_buffers, ..options };
+        let regions = Registrations::new(&device, Opens::OwnDomain);
+        Self::with_regions(device, options, regions).map(Some)
+    }
+
+    fn with_regions(
+        device: Arc<dyn Device>,
+        options: PoolOptions,
+        regions: Arc<Registrations>,
+    ) -> Result<Arc<Self>> {
         let shared = options.receive_buffers.min(device.limits().max_shared_receives);
         let queue = if shared == 0 { None } else { device.create_receive_queue(shared)? };
         let receive = ReceivePool {
@@ -57,7 +86,6 @@ impl Resources {
         };
         let proof = allocate(device.as_ref(), PROOF.len())?;
         proof.memory().write(0, &PROOF)?;
-        let regions = regions.unwrap_or_else(|| Registrations::new(&device));
         Ok(Arc::new(Self { device, receive, send, proof, regions, growth: Mutex::new(()) }))
     }
 

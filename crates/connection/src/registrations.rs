@@ -7,13 +7,32 @@ use secure_rdma_rdma::{Access, Device, Region, Result};
 
 use crate::regions::{RegionId, SharedRegion};
 
-/// What local operations need, and windows. The key of such a registration opens nothing to any peer.
-const LOCAL: Access = Access::LOCAL_WRITE.union(Access::MEMORY_WINDOW_BIND);
+/// How something can be opened to one peer alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Opens {
+    /// By a memory window that is bound to its queue pair.
+    Windows,
+    /// By a registration in the protection domain of its queue pair, which is this one's alone.
+    OwnDomain,
+    /// In no way.
+    Nothing,
+}
+
+impl Opens {
+    /// What local operations need, and windows. The key of such a registration opens nothing to any peer.
+    fn local(self) -> Access {
+        match self {
+            Self::Windows => Access::LOCAL_WRITE | Access::MEMORY_WINDOW_BIND,
+            Self::OwnDomain | Self::Nothing => Access::LOCAL_WRITE,
+        }
+    }
+}
 
 /// The registrations of one open device, or of one connection's protection domain.
 #[derive(Debug)]
 pub(crate) struct Registrations {
     device: Arc<dyn Device>,
+    opens: Opens,
     table: Mutex<Table>,
     /// One registers at a time, so that nothing is registered twice. Not held by anyone who posts.
     growth: Mutex<()>,
@@ -36,8 +55,12 @@ struct Part {
 }
 
 impl Registrations {
-    pub(crate) fn new(device: &Arc<dyn Device>) -> Arc<Self> {
-        Arc::new(Self { device: Arc::clone(device), table: Mutex::default(), growth: Mutex::new(()) })
+    pub(crate) fn new(device: &Arc<dyn Device>, opens: Opens) -> Arc<Self> {
+        Arc::new(Self { device: Arc::clone(device), opens, table: Mutex::default(), growth: Mutex::new(()) })
+    }
+
+    pub(crate) fn opens(&self) -> Opens {
+        self.opens
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -59,7 +82,7 @@ impl Registrations {
         if let Some(known) = self.find(region) {
             return Ok(known);
         }
-        let registered = self.device.register(Arc::clone(region.memory()), LOCAL)?;
+        let registered = self.device.register(Arc::clone(region.memory()), self.opens.local())?;
         // A close in the meantime finds it, or is found.
         region.held_by(self, || {
             self.lock().whole.insert(region.id(), Arc::clone(&registered));
@@ -67,8 +90,8 @@ impl Registrations {
         Ok(registered)
     }
 
-    /// Registers a part of a region and nothing else of it, with `remote` rights beside the local ones; the same part
-    /// with the same rights once for all who hold it. **Blocks** while pages are pinned.
+    /// Registers a part of a region and nothing else of it, with the rights `remote` beside the local ones; the same
+    /// part with the same rights once for all who hold it. **Blocks** while pages are pinned.
     ///
     /// # Errors
     /// As for [`Registrations::register`].
@@ -77,10 +100,11 @@ impl Registrations {
         region: &SharedRegion,
         offset: usize,
         length: usize,
-        access: Access,
+        remote: Access,
     ) -> Result<Arc<Region>> {
         let _one_at_a_time = self.growth.lock().unwrap_or_else(PoisonError::into_inner);
         region.check_open()?;
+        let access = self.opens.local() | remote;
         let part = Part { region: region.id(), offset, length, access };
         if let Some(known) = self.lock().parts.get(&part).and_then(Weak::upgrade) {
             return Ok(known);

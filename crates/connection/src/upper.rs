@@ -68,6 +68,14 @@ impl UpperLayer for Upper {
         self.0.tick()
     }
 
+    fn told(&self, message: &[u8]) -> Result<()> {
+        self.0.told(message)
+    }
+
+    fn may_tell(&self) {
+        self.0.may_tell();
+    }
+
     fn peer_closed(&self) {
         self.0.peer_closed();
     }
@@ -89,6 +97,7 @@ impl Channel {
             state.path = path;
             state.life = Life::Open;
             self.pump(state, after);
+            self.tell_grants(state, after);
         });
         if self.lock().peer_closed_early {
             self.peer_closed();
@@ -98,6 +107,10 @@ impl Channel {
     fn tick(&self) -> Result<()> {
         self.with(|state, after| {
             if matches!(state.life, Life::Over(_) | Life::Opening) {
+                return Ok(());
+            }
+            self.tick_grants(state, after);
+            if matches!(state.life, Life::Over(_)) {
                 return Ok(());
             }
             match state.watch.tick(state.transmit.posting().in_flight()) {
