@@ -133,10 +133,8 @@ impl Receive {
                 self.next_segment(completion, header.kind == Kind::Last, length, buffers)?
             }
         };
-        match header.kind {
-            Kind::Credit | Kind::End | Kind::Proof => credits.other_buffer_free(),
-            _ => credits.data_buffer_free(self.ready_cost >= self.most_ready),
-        }
+        let of_a_message = !matches!(header.kind, Kind::Credit | Kind::End | Kind::Proof);
+        credits.buffer_free(of_a_message && self.ready_cost >= self.most_ready);
         Ok(arrived)
     }
 
@@ -154,7 +152,7 @@ impl Receive {
         }
         self.ready_cost += MESSAGE_COST;
         self.immediates.push_back(immediate);
-        credits.data_buffer_free(self.ready_cost >= self.most_ready);
+        credits.buffer_free(self.ready_cost >= self.most_ready);
         Ok(Arrived::Immediate)
     }
 

@@ -4,6 +4,7 @@ mod devices;
 mod ends;
 mod flow;
 mod hostile;
+mod operations;
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
