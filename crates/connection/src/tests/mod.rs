@@ -3,8 +3,10 @@
 mod devices;
 mod ends;
 mod flow;
+mod grants;
 mod hostile;
 mod operations;
+mod regions;
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
