@@ -57,9 +57,9 @@ impl Connection {
         self.channel_ref().lock().transmit.outcome(id)
     }
 
-    /// Takes all outcomes of operations that are done, in no order.
+    /// [`Connection::done`], and, taken in the same step, all [outcomes](Self::outcome) up to it, in no order.
     #[must_use]
-    pub fn outcomes(&self) -> Vec<(u64, Result<u64>)> {
+    pub fn outcomes(&self) -> (u64, Vec<(u64, Result<u64>)>) {
         self.channel_ref().lock().transmit.outcomes()
     }
 

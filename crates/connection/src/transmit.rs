@@ -285,10 +285,10 @@ impl Transmit {
         if id > self.done() { None } else { self.outcomes.remove(&id) }
     }
 
-    /// Takes all of them.
-    pub(crate) fn outcomes(&mut self) -> Vec<(u64, Result<u64>)> {
+    /// Takes all of them, up to [`Transmit::done`], which comes first.
+    pub(crate) fn outcomes(&mut self) -> (u64, Vec<(u64, Result<u64>)>) {
         let done = self.done();
-        self.outcomes.extract_if(|id, _| *id <= done).collect()
+        (done, self.outcomes.extract_if(|id, _| *id <= done).collect())
     }
 
     /// Nobody will ask for the outcome of `id`: withdrawn if it has not begun.

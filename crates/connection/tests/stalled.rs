@@ -1,16 +1,17 @@
 //! Whole connections, over TLS, on a device that gives no completion any more: nothing waits for it for ever.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod common;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use rcgen::{CertificateParams, Issuer, KeyPair};
 use secure_rdma_connection::{
     CloseReason, Connection, ConnectionOptions, DeviceOptions, Registry, Server, connect,
 };
 use secure_rdma_rdma::ErrorCode;
 use secure_rdma_rdma::fake::{Fabric, FakeDevice};
-use secure_rdma_session::{ConnectConfig, ListenConfig, TlsOptions};
+use secure_rdma_session::{ConnectConfig, ListenConfig};
 
 /// Two connected ends, each on a device of its own.
 struct Ends {
@@ -20,28 +21,12 @@ struct Ends {
     _server: Server,
 }
 
-/// The certificates of both ends: one authority, one name.
-fn tls() -> TlsOptions {
-    let (ca_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
-    let mut ca = CertificateParams::new(vec![]).unwrap();
-    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
-    let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-    let cert = params.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap();
-    TlsOptions {
-        ca: vec![ca_pem.into_bytes()],
-        cert: vec![cert.pem().into_bytes()],
-        key: Some(key.serialize_pem().into_bytes()),
-        ..TlsOptions::default()
-    }
-}
-
 async fn connected() -> Ends {
     let fabric = Fabric::new();
     let devices =
         [("fake0", 1), ("fake1", 2)].map(|(name, host)| fabric.device(name, [127, 0, 0, host].into()));
     let registries = [0, 1].map(|i| Registry::new(vec![Arc::new(fabric.host([&devices[i]]))]));
-    let tls = tls();
+    let tls = common::tls();
     let listen = ListenConfig::new("127.0.0.1", 0, tls.clone());
     let (device, options) = (DeviceOptions::default, ConnectionOptions::default);
     let server = Server::listen(&registries[0], listen, device(), options()).await.unwrap();
