@@ -355,7 +355,7 @@ impl Channel {
 
     pub(crate) fn stats(&self) -> ConnectionStats {
         let state = self.lock();
-        ConnectionStats::of(&state.transmit, &state.receive, &state.credits)
+        ConnectionStats::of(&state.transmit, &state.receive, &state.credits, &state.grants)
     }
 
     /// Registers a waker for the next news.

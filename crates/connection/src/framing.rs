@@ -11,11 +11,12 @@
 //! ```
 //!
 //! `credits` are receive buffers that the sender of this segment gives (back) to its receiver. `reserved` is 0.
-//! A message of one segment is ONLY; a longer one is FIRST, MIDDLE…, LAST, the words that RoCE uses for packets. The
+//! A message of one segment is ONLY; several that are posted together share one, PACKED. A longer one is FIRST, MIDDLE…, LAST, the words that RoCE uses for packets. The
 //! payload of FIRST begins with the message's length, 8 bytes little-endian, so that the receiver can refuse or
 //! allocate at once.
 
 use secure_rdma_rdma::{Error, ErrorCode, Result};
+use smallvec::SmallVec;
 
 /// Bytes of the length at the start of a FIRST segment.
 pub(crate) const LENGTH_PREFIX: usize = 8;
@@ -37,6 +38,8 @@ pub(crate) enum Kind {
     End,
     /// The proof of path, once, before anything else.
     Proof,
+    /// Several whole messages, one after the other; see [`Packing`].
+    Packed,
 }
 
 /// The content of an immediate.
@@ -56,6 +59,7 @@ impl Header {
             Kind::Credit => 5,
             Kind::End => 6,
             Kind::Proof => 7,
+            Kind::Packed => 8,
         };
         kind << 28 | u32::from(self.credits)
     }
@@ -69,6 +73,7 @@ impl Header {
             5 => Kind::Credit,
             6 => Kind::End,
             7 => Kind::Proof,
+            8 => Kind::Packed,
             unknown => return Err(violation(format!("a segment of unknown kind {unknown}"))),
         };
         if immediate >> 16 & 0xFFF != 0 {
@@ -76,6 +81,54 @@ impl Header {
         }
         let credits = u16::try_from(immediate & 0xFFFF).unwrap_or(u16::MAX);
         Ok(Self { kind, credits })
+    }
+}
+
+/// What a waiting message costs beside its bytes, so that empty ones are bounded too.
+pub(crate) const MESSAGE_COST: usize = 64;
+
+/// The messages of one segment. They lie one after the other from the segment's start, so that the first one stays where
+/// it is when a second is added; behind them their lengths, then their number, 2 bytes little-endian each.
+///
+/// They cost, with [`MESSAGE_COST`] each, no more than a receive buffer holds: a credit stands for no more memory of the
+/// receiver's than any other.
+#[derive(Debug, Default)]
+pub(crate) struct Packing {
+    lengths: SmallVec<[u16; 32]>,
+    bytes: usize,
+}
+
+impl Packing {
+    /// Takes a message in, if it fits into a segment of `segment` bytes with the others: gives its place.
+    pub(crate) fn add(&mut self, length: usize, segment: usize) -> Option<usize> {
+        let cost = self.bytes + length + (self.lengths.len() + 1) * MESSAGE_COST;
+        let short = u16::try_from(length).ok().filter(|_| cost <= segment)?;
+        let place = self.bytes;
+        self.lengths.push(short);
+        self.bytes += length;
+        Some(place)
+    }
+
+    /// What stands behind the messages, and where; nothing behind a single one.
+    pub(crate) fn trailer(&self) -> Option<(usize, SmallVec<[u8; 96]>)> {
+        let count = u16::try_from(self.lengths.len()).ok().filter(|count| *count > 1)?;
+        Some((self.bytes, self.lengths.iter().chain([&count]).flat_map(|word| word.to_le_bytes()).collect()))
+    }
+
+    /// The lengths of the messages in a segment of `segment` bytes, of which `read` gives those between two offsets.
+    pub(crate) fn lengths(
+        segment: usize,
+        buffer: usize,
+        read: impl Fn(usize, usize) -> Result<Vec<u8>>,
+    ) -> Result<Vec<usize>> {
+        let word = |bytes: &[u8]| bytes.try_into().map_or(0, |bytes| usize::from(u16::from_le_bytes(bytes)));
+        let wrong = || violation("several messages whose lengths do not fit their segment");
+        let end = segment.checked_sub(2).ok_or_else(wrong)?;
+        let count = word(&read(end, segment)?);
+        let begin = end.checked_sub(2 * count).filter(|_| count > 1).ok_or_else(wrong)?;
+        let lengths: Vec<_> = read(begin, end)?.chunks(2).map(word).collect();
+        let bytes: usize = lengths.iter().sum();
+        if bytes != begin || bytes + count * MESSAGE_COST > buffer { Err(wrong()) } else { Ok(lengths) }
     }
 }
 
@@ -96,8 +149,17 @@ mod tests {
 
     #[test]
     fn immediates_survive_the_round_trip() {
-        for kind in [Kind::Only, Kind::First, Kind::Middle, Kind::Last, Kind::Credit, Kind::End, Kind::Proof]
-        {
+        let kinds = [
+            Kind::Only,
+            Kind::First,
+            Kind::Middle,
+            Kind::Last,
+            Kind::Credit,
+            Kind::End,
+            Kind::Proof,
+            Kind::Packed,
+        ];
+        for kind in kinds {
             for credits in [0, 1, 4095, u16::MAX] {
                 let header = Header { kind, credits };
                 assert_eq!(Header::from_immediate(header.to_immediate()).unwrap(), header);
@@ -107,7 +169,7 @@ mod tests {
 
     #[test]
     fn what_is_no_header_is_refused() {
-        for immediate in [0, 8 << 28, 15 << 28, u32::MAX, 1 << 28 | 1 << 16, 5 << 28 | 1 << 27] {
+        for immediate in [0, 9 << 28, 15 << 28, u32::MAX, 1 << 28 | 1 << 16, 5 << 28 | 1 << 27] {
             assert_eq!(Header::from_immediate(immediate).unwrap_err().code(), ErrorCode::PeerViolation);
         }
     }

@@ -7,8 +7,6 @@
 //! Nothing here knows which device it runs on. With a device crate, a Rust program needs no more than this.
 
 #![forbid(unsafe_code)]
-// The pieces of the data plane come one by one.
-#![allow(dead_code)]
 
 mod channel;
 mod connection;

@@ -8,11 +8,12 @@ use secure_rdma_rdma::{Access, Error, ErrorCode, Region, Result, SendFlags, Send
 use smallvec::SmallVec;
 
 use crate::channel::{Channel, Life, State, over};
+use crate::framing::MESSAGE_COST;
 use crate::outgoing::{Atomic, Body, Direction, Transfer};
 use crate::pool::Reservation;
 use crate::regions::{RegionSlice, SharedRegion, check_bounds};
 use crate::remote::RemoteSlice;
-use crate::transmit::{MESSAGE_COST, MOST_OPERATIONS};
+use crate::transmit::MOST_OPERATIONS;
 
 /// Bytes that an atomic reads and changes.
 const ATOMIC: u64 = 8;

@@ -10,7 +10,7 @@ use secure_rdma_rdma::{
 use smallvec::SmallVec;
 
 use crate::credit::Credits;
-use crate::framing::{Header, Kind, LENGTH_PREFIX};
+use crate::framing::{Header, Kind, LENGTH_PREFIX, Packing};
 use crate::outgoing::{Atomic, Body, Direction, Outgoing};
 use crate::pool::{SendPool, Slot, Waiting};
 
@@ -20,6 +20,8 @@ pub(crate) struct Posting {
     in_flight: VecDeque<InFlight>,
     /// Work requests that are made and not posted, the last of `in_flight`. Kept for its room.
     list: Vec<SendRequest>,
+    /// The messages in the last one of `list`, where more may join them.
+    packing: Option<Packing>,
     /// Buffers of requests that the device refused, and the first message or operation that lost one. The connection
     /// ends with it.
     unposted: Vec<Slot>,
@@ -111,6 +113,7 @@ impl Posting {
         Self {
             in_flight: VecDeque::new(),
             list: Vec::new(),
+            packing: None,
             unposted: Vec::new(),
             refused: None,
             next_work: 0,
@@ -168,14 +171,18 @@ impl Posting {
         let grant = out.grant();
         let made = match &mut out.body {
             Body::Message { bytes, sent } => self.message(out.id, out.begun, bytes, sent, outlet)?,
-            Body::End => self.may_send(outlet.credits).then(|| {
+            Body::End => {
+                if !self.may_send(outlet.credits) {
+                    return Ok(None);
+                }
                 let header = Header { kind: Kind::End, credits: outlet.credits.spend() };
-                self.segment(header, None, SmallVec::new(), What::Last, Some(out.id));
-                true
-            }),
+                self.segment(header, None, SmallVec::new(), What::Last, Some(out.id))?;
+                Some(true)
+            }
             Body::Transfer(transfer) => {
-                let last = transfer.is_at_last(self.max_sge);
-                if last && matches!(transfer.direction, Direction::Write { immediate: Some(_) }) {
+                if transfer.is_at_last(self.max_sge)
+                    && matches!(transfer.direction, Direction::Write { immediate: Some(_) })
+                {
                     if !self.may_send(outlet.credits) {
                         return Ok(None);
                     }
@@ -183,12 +190,13 @@ impl Posting {
                     outlet.credits.spend_alone();
                 }
                 let piece = transfer.next(self.max_sge);
-                let id = self.track(None, if last { What::Last } else { What::Part }, Some(out.id), grant);
+                let what = if piece.last { What::Last } else { What::Part };
+                let id = self.track(None, what, Some(out.id), grant)?;
                 let (operation, local, flags) = (piece.operation, piece.local, piece.flags);
                 self.list.push(SendRequest { id, operation, local, flags });
-                Some(last)
+                Some(piece.last)
             }
-            Body::Atomic(atomic) => self.atomic(out.id, atomic, outlet),
+            Body::Atomic(atomic) => self.atomic(out.id, atomic, outlet)?,
         };
         out.begun |= made.is_some();
         Ok(made)
@@ -207,6 +215,10 @@ impl Posting {
         sent: &mut usize,
         outlet: &mut Outlet<'_>,
     ) -> Result<Option<bool>> {
+        // With others it needs no credit of its own.
+        if !begun && self.pack(bytes)? {
+            return Ok(Some(true));
+        }
         if !self.may_send(outlet.credits) {
             return Ok(None);
         }
@@ -232,17 +244,50 @@ impl Posting {
         let last = matches!(kind, Kind::Only | Kind::Last);
         let header = Header { kind, credits: outlet.credits.spend() };
         let local = slot.iter().map(|slot| Slice::new(&slot.region, slot.offset, prefix + payload)).collect();
-        self.segment(header, slot, local, if last { What::Last } else { What::Part }, Some(id));
+        self.segment(header, slot, local, if last { What::Last } else { What::Part }, Some(id))?;
+        if kind == Kind::Only && payload > 0 {
+            let mut packing = Packing::default();
+            self.packing = packing.add(payload, self.segment).map(|_| packing);
+        }
         Ok(Some(last))
     }
 
-    fn atomic(&mut self, id: u64, atomic: &Atomic, outlet: &mut Outlet<'_>) -> Option<bool> {
-        let slot = self.slot(outlet)?;
+    /// Adds a message to those of the last segment, if there is one that is not posted and has room.
+    fn pack(&mut self, message: &[u8]) -> Result<bool> {
+        let Some(packing) = &mut self.packing else { return Ok(false) };
+        let Some(slot) = self.in_flight.back().and_then(|posted| posted.slot.as_ref()) else {
+            return Ok(false);
+        };
+        let Some(place) = packing.add(message.len(), self.segment) else { return Ok(false) };
+        slot.write(place, message)?;
+        Ok(true)
+    }
+
+    /// No more messages join those of the last segment.
+    fn seal(&mut self) -> Result<()> {
+        let trailer = self.packing.take().and_then(|packing| packing.trailer());
+        if let Some((place, trailer)) = trailer
+            && let Some(request) = self.list.last_mut()
+            && let Some(slot) = self.in_flight.back().and_then(|posted| posted.slot.as_ref())
+            && let SendOperation::Send { immediate: Some(immediate) } = &mut request.operation
+        {
+            slot.write(place, &trailer)?;
+            let header = Header::from_immediate(*immediate)?;
+            *immediate = Header { kind: Kind::Packed, ..header }.to_immediate();
+            for slice in &mut request.local {
+                slice.length = place + trailer.len();
+            }
+        }
+        Ok(())
+    }
+
+    fn atomic(&mut self, id: u64, atomic: &Atomic, outlet: &mut Outlet<'_>) -> Result<Option<bool>> {
+        let Some(slot) = self.slot(outlet) else { return Ok(None) };
         let local = smallvec::smallvec![Slice::new(&slot.region, slot.offset, size_of::<u64>())];
-        let work = self.track(Some(slot), What::Atomic { wanted: true }, Some(id), Some(atomic.grant));
+        let work = self.track(Some(slot), What::Atomic { wanted: true }, Some(id), Some(atomic.grant))?;
         let operation = atomic.operation.clone();
         self.list.push(SendRequest { id: work, operation, local, flags: atomic.flags });
-        Some(true)
+        Ok(Some(true))
     }
 
     fn slot(&mut self, outlet: &Outlet<'_>) -> Option<Slot> {
@@ -262,9 +307,9 @@ impl Posting {
     }
 
     /// Gives credits back in a segment of their own.
-    pub(crate) fn credit_segment(&mut self, credits: &mut Credits) {
+    pub(crate) fn credit_segment(&mut self, credits: &mut Credits) -> Result<()> {
         let header = Header { kind: Kind::Credit, credits: credits.spend() };
-        self.segment(header, None, SmallVec::new(), What::Credit, None);
+        self.segment(header, None, SmallVec::new(), What::Credit, None)
     }
 
     fn segment(
@@ -274,23 +319,31 @@ impl Posting {
         local: SmallVec<[Slice; 1]>,
         what: What,
         message: Option<u64>,
-    ) {
+    ) -> Result<()> {
         self.counters.segments += 1;
-        let id = self.track(slot, what, message, None);
+        let id = self.track(slot, what, message, None)?;
         let operation = SendOperation::Send { immediate: Some(header.to_immediate()) };
         self.list.push(SendRequest { id, operation, local, flags: SendFlags::empty() });
+        Ok(())
     }
 
-    fn track(&mut self, slot: Option<Slot>, what: What, id: Option<u64>, grant: Option<u32>) -> WorkId {
+    fn track(
+        &mut self,
+        slot: Option<Slot>,
+        what: What,
+        id: Option<u64>,
+        grant: Option<u32>,
+    ) -> Result<WorkId> {
+        self.seal()?;
         let work = WorkId(self.next_work);
         self.next_work += 1;
         self.in_flight.push_back(InFlight { work, slot, what, id, grant });
-        work
+        Ok(work)
     }
 
     /// Makes work of the own device alone.
-    pub(crate) fn local(&mut self, id: LocalId, operation: SendOperation) {
-        self.bare(What::Local(id), operation);
+    pub(crate) fn local(&mut self, id: LocalId, operation: SendOperation) -> Result<()> {
+        self.bare(What::Local(id), operation)
     }
 
     /// Sends the proof of path: one message, the first bytes of `pattern`, that fills a packet of the path MTU.
@@ -303,7 +356,7 @@ impl Posting {
     ) -> Result<()> {
         let header = Header { kind: Kind::Proof, credits: credits.spend() };
         let local = smallvec::smallvec![Slice::new(pattern, 0, path_mtu.bytes())];
-        self.segment(header, None, local, What::Proof, None);
+        self.segment(header, None, local, What::Proof, None)?;
         self.post(queue_pair)
     }
 
@@ -317,24 +370,26 @@ impl Posting {
     pub(crate) fn probe(&mut self, queue_pair: &dyn QueuePair) -> Result<()> {
         self.counters.probes += 1;
         let remote = RemoteSlice { address: 0, rkey: RKey::new(0) };
-        self.bare(What::Probe, SendOperation::Write { remote, immediate: None });
+        self.bare(What::Probe, SendOperation::Write { remote, immediate: None })?;
         self.post(queue_pair)
     }
 
     /// Posts a request behind everything else to a queue pair in ERR: its flush says that all else has been flushed.
     pub(crate) fn mark_drain(&mut self, queue_pair: &dyn QueuePair) -> Result<()> {
-        self.bare(What::DrainMarker, SendOperation::Send { immediate: None });
+        self.bare(What::DrainMarker, SendOperation::Send { immediate: None })?;
         self.post(queue_pair)
     }
 
     /// A work request without bytes.
-    fn bare(&mut self, what: What, operation: SendOperation) {
-        let id = self.track(None, what, None, None);
+    fn bare(&mut self, what: What, operation: SendOperation) -> Result<()> {
+        let id = self.track(None, what, None, None)?;
         self.list.push(SendRequest { id, operation, local: SmallVec::new(), flags: SendFlags::empty() });
+        Ok(())
     }
 
     /// Posts what has been made, in one list.
     pub(crate) fn post(&mut self, queue_pair: &dyn QueuePair) -> Result<()> {
+        self.seal()?;
         if self.list.is_empty() {
             return Ok(());
         }

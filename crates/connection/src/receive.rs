@@ -5,11 +5,8 @@ use std::collections::VecDeque;
 use secure_rdma_rdma::{Completion, CompletionKind, PathMtu, Result};
 
 use crate::credit::Credits;
-use crate::framing::{Header, Kind, LENGTH_PREFIX, violation};
+use crate::framing::{Header, Kind, LENGTH_PREFIX, MESSAGE_COST, Packing, violation};
 use crate::pool::Reservation;
-
-/// What a waiting message costs beside its bytes, and an immediate, so that empty ones are bounded too.
-const MESSAGE_COST: usize = 64;
 
 /// The most that is allocated on the word of a FIRST segment alone.
 const MOST_AHEAD: usize = 1 << 20;
@@ -116,7 +113,7 @@ impl Receive {
         }
         let arrived = match header.kind {
             Kind::Credit | Kind::End | Kind::Proof => self.control_segment(header.kind, length)?,
-            Kind::Only | Kind::First if self.partial.is_some() => {
+            Kind::Only | Kind::First | Kind::Packed if self.partial.is_some() => {
                 return Err(violation("a new message before the end of the last"));
             }
             Kind::Only => {
@@ -125,6 +122,7 @@ impl Receive {
                 buffers.take(completion.id, 0, length, &mut message)?;
                 self.finish(message)
             }
+            Kind::Packed => self.packed_segment(completion, length, buffers)?,
             Kind::First => {
                 self.partial = Some(self.first_segment(completion, length, buffers)?);
                 Arrived::Nothing
@@ -175,6 +173,26 @@ impl Receive {
             }
             _ => Ok(Arrived::Nothing),
         }
+    }
+
+    fn packed_segment(
+        &mut self,
+        completion: &Completion,
+        length: usize,
+        buffers: &Reservation,
+    ) -> Result<Arrived> {
+        let read = |from: usize, to: usize| {
+            let mut bytes = Vec::new();
+            buffers.take(completion.id, from, to, &mut bytes)?;
+            Ok(bytes)
+        };
+        let mut at = 0;
+        for message in Packing::lengths(length, buffers.buffer_size() as usize, read)? {
+            self.check_length(message as u64)?;
+            self.finish(read(at, at + message)?);
+            at += message;
+        }
+        Ok(Arrived::Message)
     }
 
     fn first_segment(

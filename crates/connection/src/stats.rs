@@ -1,6 +1,7 @@
 //! Numbers of a connection.
 
 use crate::credit::Credits;
+use crate::grants::Grants;
 use crate::receive::Receive;
 use crate::transmit::Transmit;
 
@@ -39,12 +40,17 @@ pub struct ConnectionStats {
     pub waits_for_credit: u64,
     /// How often sending stopped for lack of a send buffer.
     pub waits_for_buffer: u64,
+    /// Regions that this side publishes now.
+    pub regions_published: u64,
+    /// Regions that the peer publishes now.
+    pub regions_remote: u64,
     /// Zero-length WRITEs that proved an idle path.
     pub path_probes: u64,
 }
 
 impl ConnectionStats {
-    pub(crate) fn of(transmit: &Transmit, receive: &Receive, credits: &Credits) -> Self {
+    pub(crate) fn of(transmit: &Transmit, receive: &Receive, credits: &Credits, grants: &Grants) -> Self {
+        let (published, remote) = grants.counts();
         let (counters, posting) = (transmit.counters, transmit.posting());
         Self {
             messages_sent: counters.messages,
@@ -63,6 +69,8 @@ impl ConnectionStats {
             credits_granted: credits.granted().into(),
             waits_for_credit: posting.counters.waits_for_credit,
             waits_for_buffer: posting.counters.waits_for_buffer,
+            regions_published: published as u64,
+            regions_remote: remote as u64,
             path_probes: posting.counters.probes,
         }
     }

@@ -5,12 +5,10 @@ use std::ops::Range;
 
 use secure_rdma_rdma::{Completion, Error, QueuePair, Result, SendOperation};
 
+use crate::framing::MESSAGE_COST;
 use crate::outgoing::{Body, Outgoing};
 use crate::pool::Slot;
 use crate::posting::{Done, LocalId, Outlet, Posting};
-
-/// What a waiting message costs beside its bytes.
-pub(crate) const MESSAGE_COST: usize = 64;
 
 /// Operations that may wait to be posted, with outcomes that nobody has asked for.
 pub(crate) const MOST_OPERATIONS: usize = 16_384;
@@ -209,19 +207,20 @@ impl Transmit {
     }
 
     /// What does not wait for its turn: local work, and credits that nothing carries.
-    fn make_what_goes_first(&mut self, outlet: &mut Outlet<'_>) {
+    fn make_what_goes_first(&mut self, outlet: &mut Outlet<'_>) -> Result<()> {
         while self.posting.has_room()
             && let Some((id, operation)) = self.local.pop_front()
         {
-            self.posting.local(id, operation);
+            self.posting.local(id, operation)?;
         }
         // Operations carry no credits, and there may be enough of them to fill the queue for ever.
         let carried =
             matches!(self.queue.front(), Some(Outgoing { body: Body::Message { .. } | Body::End, .. }))
                 && outlet.credits.may_send_data();
         if outlet.credits.should_return() && !carried && self.posting.has_room() {
-            self.posting.credit_segment(outlet.credits);
+            self.posting.credit_segment(outlet.credits)?;
         }
+        Ok(())
     }
 
     /// Posts what credits, buffers and queue allow, in one list.
@@ -233,7 +232,7 @@ impl Transmit {
     }
 
     fn make_queued(&mut self, outlet: &mut Outlet<'_>) -> Result<()> {
-        self.make_what_goes_first(outlet);
+        self.make_what_goes_first(outlet)?;
         while self.posting.has_room()
             && let Some(front) = self.queue.front_mut()
         {
@@ -250,7 +249,7 @@ impl Transmit {
             }
         }
         if outlet.credits.should_return() && self.posting.has_room() {
-            self.posting.credit_segment(outlet.credits);
+            self.posting.credit_segment(outlet.credits)?;
         }
         Ok(())
     }

@@ -111,6 +111,23 @@ fn every_broken_rule_ends_the_connection() {
     let attacks: &[(&str, Attack<'_>)] = &[
         ("no immediate", &|h| h.send(None, b"x")),
         ("kind 0", &|h| h.send(Some(0), b"x")),
+        ("PACKED within a message", &|h| {
+            h.segment(Kind::First, 0, &first(9000, 4000));
+            h.segment(Kind::Packed, 0, &[1, 0, 0, 0, 2, 0]);
+        }),
+        ("an empty PACKED", &|h| h.segment(Kind::Packed, 0, &[])),
+        ("PACKED of a byte", &|h| h.segment(Kind::Packed, 0, &[0])),
+        ("PACKED of no messages", &|h| h.segment(Kind::Packed, 0, &[0, 0])),
+        ("PACKED of one message", &|h| h.segment(Kind::Packed, 0, &[7, 1, 0, 1, 0])),
+        ("PACKED without lengths", &|h| h.segment(Kind::Packed, 0, &[0, 0, 2, 0])),
+        ("PACKED with too many lengths", &|h| h.segment(Kind::Packed, 0, &[1, 1, 0, 0, 0, 255, 255])),
+        ("PACKED with bytes over", &|h| h.segment(Kind::Packed, 0, &[7, 7, 1, 0, 0, 0, 2, 0])),
+        ("PACKED with bytes missing", &|h| h.segment(Kind::Packed, 0, &[7, 1, 0, 1, 0, 2, 0])),
+        ("PACKED of more than a buffer's worth", &|h| {
+            let mut segment = vec![0; 2 * 65];
+            segment.extend(65_u16.to_le_bytes());
+            h.segment(Kind::Packed, 0, &segment);
+        }),
         ("kind 9", &|h| h.send(Some(9 << 28), b"x")),
         ("reserved bits", &|h| h.send(Some(1 << 28 | 1 << 20), b"x")),
         ("a second proof", &|h| h.segment(Kind::Proof, 0, &[0; 1024])),
