@@ -165,7 +165,6 @@ async fn gather_lists_and_fences_work_with_many_in_flight() {
     assert!(content(&theirs, 512 << 10, expected.len()) == expected, "the fence held");
 }
 
-/// §F.4 #33: a key of one connection is worth nothing on another, which ends; the first one lives.
 #[tokio::test]
 async fn every_refusal_leaves_the_connection_as_it_was() {
     let world = World::new().await;
@@ -201,6 +200,40 @@ async fn every_refusal_leaves_the_connection_as_it_was() {
     assert_eq!(revoked.await.code(), ErrorCode::RegionRevoked);
     ends[0].send(b"alive").unwrap();
     assert_eq!(within(ends[1].next()).await.unwrap().unwrap(), b"alive");
+}
+
+/// §F.4 #34: the registration ends while WRITEs and READs use it. In debug builds a late access is a SIGSEGV: addresses
+/// are not used again.
+#[tokio::test]
+async fn regions_may_be_closed_while_they_are_written_and_read() {
+    let world = World::new().await;
+    let ends = world.connect().await;
+    let (theirs, remote) = published(&ends, 256 << 10, ALL).await;
+    for round in 0..200 {
+        let length = 1 + (round * 7919) % (256 << 10);
+        let (ours, landing) =
+            (SharedRegion::allocate(length).unwrap(), SharedRegion::allocate(length).unwrap());
+        ours.write(0, &pattern(round, length)).unwrap();
+        let (memory, landed) = (Arc::downgrade(ours.memory()), Arc::clone(landing.memory()));
+        let (from, to) = ([ours.whole().unwrap()], [landing.whole().unwrap()]);
+        let ids = ends[0].post(&[Operation::write(&from, &remote), Operation::read(&remote, &to)]).unwrap();
+        if round % 2 == 0 {
+            ours.close();
+            landing.close();
+        }
+        drop((ours, landing, from, to));
+        within(ends[0].completed(ids.end - 1)).await.unwrap();
+        assert!(content(&theirs, 0, length) == pattern(round, length), "round {round}");
+        let mut bytes = vec![0; length];
+        landed.read(0, &mut bytes).unwrap();
+        assert!(bytes == pattern(round, length), "round {round}");
+        within(async {
+            while memory.strong_count() > 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
 }
 
 #[tokio::test]

@@ -5,15 +5,17 @@ use std::sync::Arc;
 
 use secure_rdma_rdma::fake::{self, FakeDevice};
 use secure_rdma_rdma::{
-    Access, AsyncEvent, Completion, Device, ErrorCode, Memory, PathMtu, QueuePair, QueuePairConfig,
-    QueuePairHandler, ReceiveRequest, Region, SendFlags, SendOperation, SendRequest, Slice, WorkId,
+    Access, AsyncEvent, Completion, Device, ErrorCode, Memory, PathMtu, QpState, QueuePair, QueuePairConfig,
+    QueuePairHandler, RKey, ReceiveRequest, Region, SendFlags, SendOperation, SendRequest, Slice, WorkId,
 };
 use secure_rdma_session::{Terms, UpperLayer};
 
 use super::{End, World, until, wait};
 use crate::channel::Life;
 use crate::framing::{Header, Kind};
+use crate::grant_messages::GrantMessage;
 use crate::options::ConnectionOptions;
+use crate::regions::SharedRegion;
 
 struct Deaf;
 
@@ -55,6 +57,17 @@ impl Hostile {
         };
         // It may be in ERR already; then there is nothing left to do wrong.
         let _ = self.queue_pair.post_send(&[request]);
+    }
+
+    /// SEND with invalidate of one of the other side's keys.
+    fn invalidate(&self, rkey: RKey) {
+        let request = SendRequest {
+            id: WorkId(8),
+            operation: SendOperation::SendInvalidate { rkey },
+            local: smallvec::smallvec![Slice::new(&self.region, 0, 10)],
+            flags: SendFlags::empty(),
+        };
+        self.queue_pair.post_send(&[request]).unwrap();
     }
 
     fn segment(&self, kind: Kind, credits: u16, bytes: &[u8]) {
@@ -193,6 +206,41 @@ fn every_broken_rule_ends_the_connection() {
     ];
     for (what, attack) in attacks {
         must_be_refused(what, attack);
+    }
+}
+
+/// §F.4 #40: a peer may end only what was granted to it, and not even that: taking back is the publisher's.
+#[test]
+fn a_key_that_the_peer_invalidates_ends_its_own_connection() {
+    for own in [true, false] {
+        let world = World::new();
+        let others = world.pair(&ConnectionOptions::default());
+        let (end, hostile) = victim(&world);
+        hostile.segment(Kind::Proof, 0, &[0; 1024]);
+        let region = SharedRegion::allocate(64).unwrap();
+        let mut rkeys = Vec::new();
+        for channel in [&end.channel, &others[0].channel] {
+            channel.publish("page", &region.whole().unwrap(), Access::REMOTE_WRITE).unwrap();
+            world.fabric.settle();
+            match channel.lock().grants.next_told() {
+                Some(GrantMessage::Grant(grant)) => rkeys.push(grant.rkey),
+                told => panic!("{told:?}"),
+            }
+        }
+        hostile.invalidate(rkeys[usize::from(!own)]);
+        if own {
+            end.until("the end", |end| matches!(end.lock().life, Life::Over(_)));
+            let Life::Over(closed) = end.channel.lock().life.clone() else { unreachable!() };
+            assert_eq!(closed.error.unwrap().code(), ErrorCode::PeerViolation);
+        } else {
+            until("the attacker's queue pair to be in ERR", || hostile.queue_pair.state() == QpState::Err);
+        }
+        assert!(
+            matches!(others[0].channel.lock().life, Life::Open),
+            "another connection's window is untouched"
+        );
+        let bound = world.fabric.counters().bound_windows;
+        assert!(bound >= 1, "{bound} windows are bound");
     }
 }
 

@@ -342,6 +342,69 @@ fn bounds_rights_alignment_and_what_is_closed_are_checked_before_anything_is_pos
     assert_eq!(a.channel.post(&[swap(&remote)]).unwrap_err().code(), ErrorCode::Destroyed);
 }
 
+/// §F.4 #32, this side's half of it: every range around both ends of a granted region. The peer's half, where a range is not
+/// checked here, is soft/tests/grants.rs.
+#[test]
+fn every_range_around_a_grant_is_judged_rightly() {
+    let world = World::new();
+    let [a, _b] = world.pair(&ConnectionOptions::default());
+    let granted = grant(&world, &a, 1, 64, ALL);
+    let local = SharedRegion::allocate(128).unwrap();
+    local.write(0, &[0xEE; 128]).unwrap();
+    for start in 0..=80 {
+        for length in 0..=96 {
+            let slice = granted.remote.slice(start, length);
+            if start + length > 64 {
+                assert_eq!(slice.unwrap_err().code(), ErrorCode::RegionBounds, "{length} at {start}");
+                continue;
+            }
+            let (start, length) = (usize::try_from(start).unwrap(), usize::try_from(length).unwrap());
+            granted.memory.write(0, &[0; 64]).unwrap();
+            let from = [local.slice(0, length).unwrap()];
+            let longer = [local.slice(0, length + 1).unwrap()];
+            let remote = slice.unwrap();
+            let error = a.channel.post(&[Operation::write(&longer, &remote)]).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::RegionBounds);
+            a.channel.post(&[Operation::write(&from, &remote)]).unwrap();
+            world.fabric.settle();
+            let mut expected = [0; 64];
+            expected[start..start + length].fill(0xEE);
+            assert_eq!(bytes(&granted.memory, 0, 64), expected, "{length} at {start}");
+        }
+    }
+    for (start, length) in
+        [(u64::MAX, 1), (1, u64::MAX), (u64::MAX, u64::MAX), (1 << 63, 1 << 63), (0, 1 << 31)]
+    {
+        assert_eq!(granted.remote.slice(start, length).unwrap_err().code(), ErrorCode::RegionBounds);
+    }
+}
+
+/// §F.4 #37: whatever is posted, the device's queues hold it, a probe and the drain marker.
+#[test]
+fn the_send_queue_never_overruns() {
+    let world = World::new();
+    let [a, _b] = world.pair(&ConnectionOptions { path_probe: None, ..Default::default() });
+    let granted = grant(&world, &a, 1, 64, ALL);
+    let remote = granted.remote.whole();
+    world.fabric.pause();
+    for _ in 0..50 {
+        let list = [Operation::write(&[], &remote), Operation::Send { message: &[1; 64] }];
+        a.channel.post(&list.repeat(50)).unwrap();
+    }
+    assert!(a.channel.stats().work_in_flight <= 126, "{}", a.channel.stats().work_in_flight);
+    a.channel.with(|state, _| {
+        let queue_pair = state.queue_pair.clone().unwrap();
+        state.transmit.posting_mut().probe(queue_pair.as_ref()).unwrap();
+    });
+    // Were there no room for the marker, the queue pair would be let go of at once.
+    a.channel.destroy(None);
+    assert!(a.channel.lock().drains.is_some());
+    world.fabric.resume();
+    a.until("all to be flushed", |a| a.lock().drains.is_none());
+    let counters = world.fabric.counters();
+    assert_eq!((counters.overruns, a.channel.stats().work_in_flight), (0, 0));
+}
+
 /// §F.4 #39.
 #[test]
 fn operations_that_nobody_awaits_are_bounded() {
