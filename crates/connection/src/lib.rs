@@ -13,6 +13,8 @@ mod connection;
 mod credit;
 mod ending;
 mod framing;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod grant_messages;
 mod grants;
 mod handler;

@@ -6,6 +6,7 @@ mod flow;
 mod grants;
 mod hostile;
 mod operations;
+mod over_tls;
 mod regions;
 
 use std::future::poll_fn;
