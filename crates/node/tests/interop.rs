@@ -2,16 +2,50 @@
 //!
 //! In the guest only: rxe2 is in the first network namespace, the embedded device in the namespace `peer` at the other end
 //! of its wire (tools/soft-roce/peer.sh). Both are driven from this process, whose threads are in either namespace.
+//!
+//! What a reliable connection has to do, and the tests of it. `engine` is crates/soft/src/engine/tests; `roce` is
+//! crates/roce/tests; the others are here and in the modules below, against rxe, each way unless they say otherwise.
+//!
+//! | What | On the engine, or the codec | Against rxe |
+//! | --- | --- | --- |
+//! | Vectors of the ICRC, both ways; the solver of IPv4 IDs | roce `golden`, `icrc`, `corruption` | every test: each side takes the other's packets |
+//! | PSNs wrap inside SEND, WRITE, READ | engine `duplicates` (three packets from 0xFF_FFFE), `loss` | `messages::psns_wrap_…` |
+//! | READ of 0, 1, PMTU − 1, PMTU, PMTU + 1, 3 · PMTU, 128 · PMTU + 1 bytes | engine `transfer` | `messages::reads_of_…`, PMTU 1024 and 4096 |
+//! | All pairs of request opcodes | engine `errors::every_pair_of_…` | no: neither device sends a wrong order |
+//! | Each NAK code, statuses, both queue pairs in ERR, flush order | engine `errors::each_refusal_…`, `each_nak_code_…` | `refusals`: keys, bounds, rights of queue pair and region, a receive that is too short or may not be written. Not an unaligned atomic, which no device of ours posts |
+//! | RNR: wait, resume, `rnr_retry` 0 to 7 | engine `errors::an_rnr_nak_…`, `progress_gives_…` | `waiting::a_receive_that_…`, `rnr_retry` 0, 1, 3, 6, 7 |
+//! | One NAK for a gap, and the NAK lost | engine `loss::one_nak_…`, `everything_arrives_…` | `losses::a_lost_packet_…`, `a_lost_packet_and_its_lost_nak_…` |
+//! | Duplicates of each opcode; an atomic once while answers are lost | engine `duplicates`, `limits::duplicates_of_…`, `loss::an_atomic_…` | `losses::a_lost_packet_…`: each answer |
+//! | READ responses lost, partial retry, an ACK that overtakes one | engine `loss::a_lost_read_…`, `an_acknowledgement_that_…` | `losses::a_lost_packet_…`: First, Middle, Last, Only, alone and with a WRITE behind |
+//! | ACK and NAK outside the window, reserved syndromes | engine `errors::responses_outside_…` | no: rxe sends none |
+//! | No bytes, any key | engine `errors::zero_bytes_…` | `messages::messages_without_bytes_…` |
+//! | A peer that answers Last alone; the timer recovers | engine `duplicates::the_timer_…` | `losses::a_lost_packet_…`: rxe answers nothing else |
+//! | A silent peer: n + 1 copies, then status 12 | engine `errors::a_silent_peer_…` | `waiting::a_silent_peer_…`, n of 0, 1, 3, 6 |
+//! | Odd but legal headers taken; others dropped in silence and counted | engine `admission` | `odd_wires::marked_…`, `…_with_one_percent_corrupted`: FECN, BECN, MigReq, and wrong ICRCs. The rest would need another ICRC than either sends |
+//! | GSO, and none | engine `transfer::equal_packets_…`; crates/soft/tests/device_options.rs | every test, with GSO; `odd_wires::…_without_batches` |
+//! | Unknown bytes in FETCH_ADD's compare field | engine `limits::duplicates_of_…` (compare 77) | `atomics`, on Linux 6.12, whose rxe leaves such bytes |
+//!
+//! All of it runs on the Linux of Debian 12 in `npm test`, and on Linux 6.12 in `npm run soak`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 #[path = "interop/end.rs"]
 mod end;
+#[path = "interop/losses.rs"]
+mod losses;
+#[path = "interop/messages.rs"]
+mod messages;
+#[path = "interop/odd_wires.rs"]
+mod odd_wires;
+#[path = "interop/refusals.rs"]
+mod refusals;
+#[path = "interop/waiting.rs"]
+mod waiting;
 #[path = "interop/wire.rs"]
 mod wire;
 
 use std::sync::Arc;
 
-use end::{ALL, End, REGION, bytes, connected};
+use end::{ALL, End, REGION, bytes, connected, options};
 use secure_rdma_rdma::{
     Access, CompletionKind, PathMtu, RKey, RemoteSlice, SendFlags, SendOperation, SendRequest, Slice,
     WcStatus, WorkId,
@@ -20,11 +54,14 @@ use wire::{Wire, alone};
 
 const SEND: SendOperation = SendOperation::Send { immediate: None };
 
+/// Where rxe2 is, and the embedded device.
+const FAMILIES: [(&str, &str); 2] = [("10.9.0.1", "10.9.0.2"), ("fd09::1", "fd09::2")];
+
 /// Who serves and who connects, over which family, and the ends in the order rxe, soft.
 fn everywhere(wire: &Wire, path_mtu: PathMtu, test: impl Fn(&End, &End)) {
-    for (outside, inside) in [("10.9.0.1", "10.9.0.2"), ("fd09::1", "fd09::2")] {
+    for (outside, inside) in FAMILIES {
         for soft_serves in [false, true] {
-            let (rxe, soft) = connected(outside, inside, soft_serves, path_mtu);
+            let (rxe, soft) = connected(outside, inside, soft_serves, options(path_mtu));
             assert_eq!((rxe.path_mtu, soft.path_mtu), (path_mtu, path_mtu));
             test(&rxe, &soft);
             println!("{outside} and {inside}, soft {}", if soft_serves { "serves" } else { "connects" });

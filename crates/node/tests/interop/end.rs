@@ -9,22 +9,22 @@ use std::time::{Duration, Instant};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use secure_rdma_rdma::{
-    Access, Addressing, AsyncEvent, Completion, Device, DeviceWish, Devices, Error, ErrorCode, Memory,
-    PathMtu, QpAttr, QpState, QueuePair, QueuePairConfig, QueuePairHandler, ReceiveRequest, Region,
+    Access, Addressing, AsyncEvent, Completion, Device, DeviceInfo, DeviceWish, Devices, Error, ErrorCode,
+    Memory, PathMtu, QpAttr, QpState, QueuePair, QueuePairConfig, QueuePairHandler, ReceiveRequest, Region,
     RemoteSlice, Result, SendFlags, SendOperation, SendRequest, Slice, WcStatus, WorkId, choose,
 };
 use secure_rdma_session::{
-    ConnectConfig, Control, Established, Host, ListenConfig, Listener, Prepared, SessionOptions, Terms,
-    TlsAddresses, TlsOptions, UpperLayer, connect,
+    ConnectConfig, Control, Established, ExposedSecrets, Host, ListenConfig, Listener, Prepared,
+    SessionOptions, Terms, TlsAddresses, TlsOptions, UpperLayer, connect,
 };
-use secure_rdma_soft::SoftDevices;
+use secure_rdma_soft::{SoftDevice, SoftDevices};
 use secure_rdma_verbs::Verbs;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::wire;
 
 /// How long anything may take before the test has failed: the guest is slow.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) const REGION: usize = 1 << 20;
 
@@ -177,6 +177,8 @@ pub(crate) struct End {
     pub(crate) region: Arc<Region>,
     pub(crate) told: Arc<Told>,
     pub(crate) path_mtu: PathMtu,
+    /// Starting PSNs, where the options exposed them.
+    pub(crate) secrets: Option<ExposedSecrets>,
     _upper: Arc<Upper>,
     /// Its end would be the peer's.
     _control: Control,
@@ -185,7 +187,7 @@ pub(crate) struct End {
 impl End {
     /// The peer may do more than `session` needs.
     fn new(established: Established<Upper>) -> Self {
-        let Established { upper, control, .. } = established;
+        let Established { upper, control, report, .. } = established;
         let access = Access::REMOTE_WRITE | Access::REMOTE_READ | Access::REMOTE_ATOMIC;
         upper.pair.modify(&QpAttr { access: Some(access), ..QpAttr::to(QpState::Rts) }).unwrap();
         Self {
@@ -194,6 +196,7 @@ impl End {
             region: Arc::clone(&upper.region),
             told: Arc::clone(&upper.told),
             path_mtu: *upper.path_mtu.get().unwrap(),
+            secrets: report.secrets,
             _upper: upper,
             _control: control,
         }
@@ -229,6 +232,15 @@ impl End {
         self.pair.post_send(&[request]).unwrap();
     }
 
+    /// The next completions as numbers and statuses, in their order.
+    pub(crate) fn ended(&self, count: usize) -> Vec<(u64, WcStatus)> {
+        let next = |_| {
+            let completion = self.told.next();
+            (completion.id.0, completion.status)
+        };
+        (0..count).map(next).collect()
+    }
+
     /// The next completion, which must be a success.
     pub(crate) fn done(&self) -> Completion {
         let completion = self.told.next();
@@ -256,7 +268,7 @@ fn runtime(inside: bool) -> &'static Runtime {
 }
 
 /// Runs to its end in the namespace of one end; this thread is in the first.
-fn run<F: Future<Output: Send> + Send + 'static>(inside: bool, future: F) -> F::Output {
+pub(crate) fn run_in<F: Future<Output: Send> + Send + 'static>(inside: bool, future: F) -> F::Output {
     let (sender, receiver) = std::sync::mpsc::channel();
     runtime(inside).spawn(async move { sender.send(future.await) });
     receiver.recv().unwrap()
@@ -280,29 +292,58 @@ fn certificates(addresses: [&str; 2]) -> [TlsOptions; 2] {
     })
 }
 
+/// What both sides are told unless a test says otherwise.
+pub(crate) fn options(path_mtu: PathMtu) -> SessionOptions {
+    SessionOptions { max_path_mtu: Some(path_mtu), handshake_timeout: PATIENCE, ..SessionOptions::default() }
+}
+
 /// A connection between rxe2 at `outside` and the embedded device at `inside`: rxe's end, then soft's.
-pub(crate) fn connected(outside: &str, inside: &str, soft_serves: bool, path_mtu: PathMtu) -> (End, End) {
+pub(crate) fn connected(
+    outside: &str,
+    inside: &str,
+    soft_serves: bool,
+    options: SessionOptions,
+) -> (End, End) {
+    connected_to(Arc::new(SoftDevices), outside, inside, soft_serves, options)
+}
+
+/// An open embedded device, as a family of one.
+#[derive(Clone)]
+pub(crate) struct Single(pub(crate) Arc<SoftDevice>);
+
+impl Devices for Single {
+    fn list(&self) -> Result<Vec<DeviceInfo>> {
+        Ok(vec![self.0.info()?])
+    }
+
+    fn open(&self, _: &str) -> Result<Arc<dyn Device>> {
+        Ok(Arc::clone(&self.0) as Arc<dyn Device>)
+    }
+}
+
+/// The same with this embedded device.
+pub(crate) fn connected_to(
+    soft: Arc<dyn Devices>,
+    outside: &str,
+    inside: &str,
+    soft_serves: bool,
+    options: SessionOptions,
+) -> (End, End) {
     let (server_at, client_at) = if soft_serves { (inside, outside) } else { (outside, inside) };
     let [server_tls, client_tls] = certificates([server_at, client_at]);
-    let options = SessionOptions {
-        max_path_mtu: Some(path_mtu),
-        handshake_timeout: PATIENCE,
-        ..SessionOptions::default()
-    };
-    let family = |soft: bool| -> Arc<Family> {
-        Arc::new(Family(if soft { Arc::new(SoftDevices) } else { Arc::new(Verbs) }))
-    };
+    let rxe: Arc<dyn Devices> = Arc::new(Verbs);
+    let (server_of, client_of) = if soft_serves { (soft, rxe) } else { (rxe, soft) };
     let config = ListenConfig { options: options.clone(), ..ListenConfig::new(server_at, 0, server_tls) };
-    let host = family(soft_serves);
-    let listener = Arc::new(run(soft_serves, async move { Listener::bind(config, host).await }).unwrap());
+    let host = Arc::new(Family(server_of));
+    let listener = Arc::new(run_in(soft_serves, async move { Listener::bind(config, host).await }).unwrap());
     let config = ConnectConfig {
         local_address: Some(client_at.parse::<IpAddr>().unwrap()),
         options,
         ..ConnectConfig::new(server_at, listener.local_addr().port(), client_tls)
     };
-    let host = family(!soft_serves);
-    let client = run(!soft_serves, async move { connect(config, host).await }).unwrap();
-    let server = run(soft_serves, async move { listener.accept().await }).unwrap();
+    let host = Arc::new(Family(client_of));
+    let client = run_in(!soft_serves, async move { connect(config, host).await }).unwrap();
+    let server = run_in(soft_serves, async move { listener.accept().await }).unwrap();
     let (server, client) = (End::new(server), End::new(client));
     if soft_serves { (client, server) } else { (server, client) }
 }

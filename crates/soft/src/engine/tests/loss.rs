@@ -7,7 +7,7 @@ use secure_rdma_roce::Opcode;
 
 use super::pair::{ALL, Fate, Options, Pair, Sent, bytes_of, pattern, remote, seeded};
 
-fn random(entropy: &dyn Entropy, below: u32) -> u32 {
+pub(super) fn random(entropy: &dyn Entropy, below: u32) -> u32 {
     let mut bytes = [0; 4];
     entropy.fill(&mut bytes).unwrap();
     u32::from_le_bytes(bytes) % below
