@@ -1,12 +1,13 @@
 #!/usr/bin/env node
 // @ts-check
 // What tools/test.mjs runs in the guest: Rust device tests that were built outside, then the ava suite, on real rxe, then
-// what can be tested between rxe and the embedded device.
-// CLI: node tools/guest-suite.mjs RESULT-FILE [TEST-EXECUTABLE ...]
+// what can be tested between rxe and the embedded device. `--rust` leaves out what is TypeScript.
+// CLI: node tools/guest-suite.mjs [--rust] RESULT-FILE [TEST-EXECUTABLE ...]
 
 import { writeFileSync } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
 import { Ava, RustTests } from './counts.mjs'
 import { mainOf, run } from './process.mjs'
 
@@ -16,7 +17,8 @@ const MIXED_TESTS = ['capture', 'mixed', 'transfer']
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 
 await mainOf('guest-suite', async () => {
-  const [resultFile, ...executables] = process.argv.slice(2)
+  const { positionals, values } = parseArgs({ allowPositionals: true, options: { rust: { type: 'boolean' } } })
+  const [resultFile, ...executables] = positionals
   const env = { ...process.env, SECURE_RDMA_REQUIRE_RXE: '1', SECURE_RDMA_TEST_DEVICE: 'rxe' }
   const rust = new RustTests()
   let failed = false
@@ -29,22 +31,23 @@ await mainOf('guest-suite', async () => {
   }
   const needsPeer = (/** @type {string} */ executable) => basename(executable).startsWith('interop-')
   await runRust(executables.filter((executable) => !needsPeer(executable)))
+  const runAva = async (/** @type {string} */ device, /** @type {string[]} */ names) => {
+    const ava = new Ava(root)
+    if (values.rust) return ava.counts
+    const files = names.map((name) => join(root, `build/__test__/${name}.js`))
+    // JavaScript is several times slower here. One file at a time: what some filter, capture and count is the whole guest's.
+    const args = ['--timeout=240s', '--concurrency=1', ...files]
+    const status = await ava.run(args, { ...env, SECURE_RDMA_TEST_DEVICE: device })
+    failed ||= status !== 0
+    return ava.counts
+  }
   console.log('\nava on rxe')
-  const ava = new Ava(root)
-  // JavaScript is several times slower here. One file at a time: what some filter, capture and count is the whole guest's.
-  const status = await ava.run(['--timeout=240s', '--concurrency=1'], env)
-  failed ||= status !== 0
+  const ava = await runAva('rxe', [])
 
   console.log('\nbetween rxe and soft')
   await run('sh', [join(root, 'tools/soft-roce/peer.sh')])
   await runRust(executables.filter(needsPeer))
-  const mixed = new Ava(root)
-  const files = MIXED_TESTS.map((name) => join(root, `build/__test__/${name}.js`))
-  const mixedStatus = await mixed.run(['--timeout=240s', '--concurrency=1', ...files], {
-    ...env,
-    SECURE_RDMA_TEST_DEVICE: 'mixed',
-  })
-  failed ||= mixedStatus !== 0
-  writeFileSync(resultFile, JSON.stringify({ rust: rust.counts, ava: ava.counts, mixed: mixed.counts }))
+  const mixed = await runAva('mixed', MIXED_TESTS)
+  writeFileSync(resultFile, JSON.stringify({ rust: rust.counts, ava, mixed }))
   process.exitCode = failed ? 1 : 0
 })

@@ -4,8 +4,10 @@
 // CLI: node tools/soak.mjs [--only=PART,...] [--rounds=200] [--timeout=3600] [--minutes=30] [--fuzz-seconds=60]
 // Environment: SIM_SEEDS (1,000,000 in all), SIM_FIRST, SIM_FORGED (10,000,000 of each class)
 
+import { mkdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
+import { deviceTests } from './device-tests.mjs'
 import { fuzz } from './fuzz.mjs'
 import { NODES, OTHER_MAJORS, fetchNode } from './node-versions.mjs'
 import { ProcessError, mainOf, run } from './process.mjs'
@@ -70,6 +72,20 @@ const PARTS = {
     const options = environment.flatMap((entry) => ['--env', entry])
     await inGuest(options, [...ava, join(ROOT, 'build/__test__/teardown.js')])
   },
+
+  // the Rust device tests, those between rxe and the embedded device among them, on the rxe of another kernel
+  async 'linux-6.12'() {
+    await setUp([], ['build', 'guest'])
+    const results = join(ROOT, 'build/soak')
+    rmSync(results, { recursive: true, force: true })
+    mkdirSync(results, { recursive: true })
+    const resultFile = join(results, 'result.json')
+    const suite = [process.execPath, join(ROOT, 'tools/guest-suite.mjs'), '--rust', resultFile]
+    await inGuest(['--share', results], [...suite, ...(await deviceTests())], '6.12.117+deb12-amd64')
+    const { rust } = JSON.parse(readFileSync(resultFile, 'utf8'))
+    if (rust.passed === 0) throw new ProcessError('not one Rust device test ran in the guest', 1)
+    console.log(`Rust device tests on Linux 6.12: ${rust.passed} passed`)
+  },
 }
 
 /**
@@ -84,13 +100,15 @@ async function softTests(tests, extra) {
   })
 }
 
-/** @param {string[]} options @param {string[]} command */
-async function inGuest(options, command) {
+/**
+ * @param {string[]} options
+ * @param {string[]} command
+ * @param {string} [kernel] a version of Debian's linux-image
+ */
+async function inGuest(options, command, kernel) {
+  const env = { ...buildEnvironment(), ...(kernel && { SOFT_ROCE_KERNEL: kernel }) }
   const all = ['--timeout', values.timeout, '--memory', '4096', ...options]
-  await run(process.execPath, ['tools/soft-roce/run.mjs', ...all, '--', ...command], {
-    cwd: ROOT,
-    env: buildEnvironment(),
-  })
+  await run(process.execPath, ['tools/soft-roce/run.mjs', ...all, '--', ...command], { cwd: ROOT, env })
 }
 
 await mainOf('soak', async () => {

@@ -8,9 +8,9 @@ import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { FAKE_BUILD } from './build-addon.mjs'
 import { Ava, Counts, RustTests } from './counts.mjs'
-import { runLines } from './lines.mjs'
+import { deviceTests } from './device-tests.mjs'
 import { NODES, OTHER_MAJORS, fetchNode } from './node-versions.mjs'
-import { ProcessError, capture, mainOf, run, runForStatus } from './process.mjs'
+import { ProcessError, mainOf, run, runForStatus } from './process.mjs'
 import { ROOT, setUp } from './set-up.mjs'
 import { buildEnvironment, checkLinters, lintsStrictly } from './system-packages.mjs'
 
@@ -133,7 +133,6 @@ async function testInGuest() {
   mkdirSync(results, { recursive: true })
   const resultFile = join(results, 'result.json')
   const executables = await deviceTests()
-  if (executables.length === 0) throw new ProcessError('no Rust test asks for a device', 1)
   const command = [node, join(ROOT, 'tools/guest-suite.mjs'), resultFile, ...executables]
   const options = ['--share', results, '--timeout', '3600', '--memory', '4096', '--env', `SECURE_RDMA_NODES=${NODES}`]
   const status = await runForStatus(node, ['tools/soft-roce/run.mjs', ...options, '--', ...command], { cwd: ROOT, env })
@@ -148,29 +147,6 @@ async function testInGuest() {
   if (guest.ava.onDevice === 0) throw new ProcessError('not one ava test ran on an rxe device', 1)
   if (guest.mixed.onDevice === 0) throw new ProcessError('not one ava test ran between soft and rxe', 1)
 }
-
-/** The crates whose ignored tests are those that need a device. Elsewhere some are ignored for other reasons. */
-const DEVICE_CRATES = /\/crates\/(node|verbs)#/
-
-/** Builds all Rust tests, and gives the executables in which some are only for a device. */
-async function deviceTests() {
-  /** @type {string[]} */
-  const executables = []
-  const args = ['test', '--locked', '--workspace', '--no-run', '--message-format=json-render-diagnostics']
-  const status = await runLines('cargo', args, { cwd: ROOT, env }, (line) => {
-    const message = JSON.parse(line)
-    if (message.executable && message.profile?.test && DEVICE_CRATES.test(message.package_id))
-      executables.push(message.executable)
-  })
-  expectSuccess('cargo test --no-run', status)
-  return executables.filter((executable) => / test$/m.test(list(executable)))
-}
-
-/** @param {string} executable */
-const list = (executable) =>
-  capture(executable, ['--list', '--ignored', '--format=terse'], { quiet: true })
-    .toString()
-    .replaceAll(/: test$/gm, ' test')
 
 /** @param {string[][]} commands all of them run, also when one fails */
 async function all(...commands) {
