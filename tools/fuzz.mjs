@@ -67,7 +67,7 @@ async function runTarget({ name, crate }, host, minutes, env) {
   const found = join(FOLDER, 'corpus', name)
   const artifacts = join(crate, 'fuzz/artifacts', name)
   for (const folder of [found, artifacts]) mkdirSync(folder, { recursive: true })
-  const options = [`-max_total_time=${Math.round(minutes * 60)}`, '-timeout=60', `-artifact_prefix=${artifacts}/`]
+  const options = [`-max_total_time=${Math.round(minutes * 60)}`, '-timeout=300', `-artifact_prefix=${artifacts}/`]
   const log = join(FOLDER, `${name}.log`)
   const output = openSync(log, 'w')
   const status = await runForStatus(
