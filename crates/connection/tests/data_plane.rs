@@ -202,6 +202,23 @@ async fn every_refusal_leaves_the_connection_as_it_was() {
     assert_eq!(within(ends[1].next()).await.unwrap().unwrap(), b"alive");
 }
 
+#[tokio::test]
+async fn close_waits_for_operations_and_says_whether_all_were_carried_out() {
+    let world = World::new().await;
+    let ends = world.connect().await;
+    let (theirs, remote) = published(&ends, 1 << 20, ALL).await;
+    let ours = SharedRegion::allocate(1 << 20).unwrap();
+    ours.write(0, &pattern(9, 1 << 20)).unwrap();
+    let local = [ours.whole().unwrap()];
+    let ids = ends[0].post(&[Operation::write(&local, &remote); 300]).unwrap();
+    ends[0].close();
+    assert_eq!(ends[0].post(&[]).unwrap_err().code(), ErrorCode::Ended);
+    let closed = within(ends[0].wait_closed()).await;
+    assert!(closed.error.is_none() && closed.delivered, "{closed:?}");
+    assert!(ends[0].done() >= ids.end - 1);
+    assert!(content(&theirs, 0, 1 << 20) == pattern(9, 1 << 20));
+}
+
 /// §F.4 #34: the registration ends while WRITEs and READs use it. In debug builds a late access is a SIGSEGV: addresses
 /// are not used again.
 #[tokio::test]
