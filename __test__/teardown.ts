@@ -1,23 +1,19 @@
 // Ends of workers and processes with RDMA in flight, many times, on every version of Node that is there: no crash, no
 // hang, and the other side is told. threads.ts has each kind of end once.
 //
-// SECURE_RDMA_TEARDOWN_ROUNDS: how many for each version; `npm run soak` does 200.
-// SECURE_RDMA_NODES: the folder that tools/node-versions.mjs fetches other versions into (`npm test` and `npm run soak` do).
-// With it a version that is not there fails, and is not skipped.
+// SECURE_RDMA_TEARDOWN_ROUNDS: how many for each version; `npm run soak` does more.
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync } from 'node:fs'
-import { homedir } from 'node:os'
-import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import test, { type ExecutionContext } from 'ava'
+import type { ExecutionContext } from 'ava'
 import type { Connection, RdmaError, Server } from 'secure-rdma'
 import { assertAsBefore, census } from './_census.js'
 import { Child } from './_child.js'
-import { deviceTest, processTest } from './_device.js'
+import { deviceTest } from './_device.js'
 import { connecting, listening, serve, since, warmUp } from './_peers.js'
 import { PLANNED, type Plan } from './_teardown.js'
+import { versionTest } from './_versions.js'
 
 const ROUNDS = Number(process.env['SECURE_RDMA_TEARDOWN_ROUNDS'] ?? 10)
 
@@ -27,22 +23,7 @@ const PER_PROCESS = 5
 /** How long a process may take, loading Node and its workers included. */
 const HANG = 60_000
 
-const nodes = process.env['SECURE_RDMA_NODES']
-
 const script = require.resolve('./_teardown.js')
-
-/** Versions of Node by major number: our own, and those in the cache. */
-function versions(): Map<string, string> {
-  const own = process.versions.node.split('.')[0] ?? ''
-  const found = new Map([[own, process.execPath]])
-  const name = `node-${process.platform}-${process.arch}`
-  const folder = nodes ?? join(homedir(), '.cache/secure-rdma/node')
-  for (const major of ['20', '22', '24']) {
-    const node = join(folder, major, 'node_modules', name, 'bin/node')
-    if (major !== own) found.set(major, node)
-  }
-  return found
-}
 
 /** How accepted connections ended, by reason and code. */
 type Ends = Record<string, number>
@@ -76,52 +57,45 @@ async function runPlan(t: ExecutionContext, node: string, plan: Plan): Promise<n
   return performance.now() - began
 }
 
-for (const [major, node] of versions()) {
-  const title = `Node ${major}: ${ROUNDS} ends of workers and processes in flight`
-  if (!existsSync(node) && nodes === undefined) {
-    test.skip(`[no Node ${major}: node tools/node-versions.mjs fetches it] ${title}`, () => undefined)
-    continue
+versionTest(`${ROUNDS} ends of workers and processes in flight`, async (t, place, node) => {
+  t.timeout(ROUNDS * HANG)
+  const { server, toServer } = await serve(t, place)
+  await warmUp({ server, toServer })
+  const before = await census()
+  const ends: Ends = {}
+  const serving = serveAll(server, ends)
+  const options = await connecting(place, toServer.port)
+  const began = performance.now()
+  let longest = 0
+  for (let done = 0; done < ROUNDS; done += PER_PROCESS) {
+    const rounds = Array.from({ length: Math.min(PER_PROCESS, ROUNDS - done) }, (_, i) => {
+      // Spread over the first moments of a transfer; every fourth ends on its way up.
+      const number = done + i
+      const from = number % 4 === 3 ? ('begin' as const) : ('up' as const)
+      return { from, after: (number * 37) % (from === 'up' ? 120 : 900) }
+    })
+    longest = Math.max(longest, await runPlan(t, node, { options, rounds }))
   }
-  processTest(title, async (t, place) => {
-    t.timeout(ROUNDS * HANG)
-    const { server, toServer } = await serve(t, place)
-    await warmUp({ server, toServer })
-    const before = await census()
-    const ends: Ends = {}
-    const serving = serveAll(server, ends)
-    const options = await connecting(place, toServer.port)
-    const began = performance.now()
-    let longest = 0
-    for (let done = 0; done < ROUNDS; done += PER_PROCESS) {
-      const rounds = Array.from({ length: Math.min(PER_PROCESS, ROUNDS - done) }, (_, i) => {
-        // Spread over the first moments of a transfer; every fourth ends on its way up.
-        const number = done + i
-        const from = number % 4 === 3 ? ('begin' as const) : ('up' as const)
-        return { from, after: (number * 37) % (from === 'up' ? 120 : 900) }
-      })
-      longest = Math.max(longest, await runPlan(t, node, { options, rounds }))
-    }
-    t.log(`${ROUNDS} rounds in ${since(began)}; a process took ${Math.round(longest)} ms at the most`)
-    // Every connection that came up, but for the first one, was accepted and told of its end.
-    const told = (): number => Object.values(ends).reduce((sum, count) => sum + count, 0)
-    const over = (): boolean => server.stats().pending === 0 && told() === server.stats().established - 1
-    const idle = performance.now()
-    while (!over() && performance.now() - idle < 5000) await sleep(10)
-    t.true(over(), `${told()} of ${server.stats().established - 1} were told within 5 s`)
-    t.is(server.connections, 0)
-    t.log(JSON.stringify(ends), JSON.stringify(server.stats()))
-    const known = ['error ERR_RDMA_PEER_LOST', 'error ERR_RDMA_PATH']
-    t.deepEqual(
-      Object.keys(ends).filter((end) => !known.includes(end)),
-      [],
-    )
-    t.true(told() >= ROUNDS / 2)
-    await assertAsBefore(t, before)
-    await warmUpOf(server, toServer)
-    await server.close()
-    await serving
-  })
-}
+  t.log(`${ROUNDS} rounds in ${since(began)}; a process took ${Math.round(longest)} ms at the most`)
+  // Every connection that came up, but for the first one, was accepted and told of its end.
+  const told = (): number => Object.values(ends).reduce((sum, count) => sum + count, 0)
+  const over = (): boolean => server.stats().pending === 0 && told() === server.stats().established - 1
+  const idle = performance.now()
+  while (!over() && performance.now() - idle < 5000) await sleep(10)
+  t.true(over(), `${told()} of ${server.stats().established - 1} were told within 5 s`)
+  t.is(server.connections, 0)
+  t.log(JSON.stringify(ends), JSON.stringify(server.stats()))
+  const known = ['error ERR_RDMA_PEER_LOST', 'error ERR_RDMA_PATH']
+  t.deepEqual(
+    Object.keys(ends).filter((end) => !known.includes(end)),
+    [],
+  )
+  t.true(told() >= ROUNDS / 2)
+  await assertAsBefore(t, before)
+  await warmUpOf(server, toServer)
+  await server.close()
+  await serving
+})
 
 /** The server still serves: its iteration takes the connection, and ends it with the client. */
 async function warmUpOf(server: Server, toServer: Parameters<typeof warmUp>[0]['toServer']): Promise<void> {

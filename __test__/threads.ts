@@ -6,8 +6,9 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { Worker } from 'node:worker_threads'
 import test from 'ava'
+import type { Connection } from 'secure-rdma'
 import { deviceTest, processTest } from './_device.js'
-import { connecting, serve } from './_peers.js'
+import { connecting, join, serve, until } from './_peers.js'
 
 /** What a worker does: connects, sends without end, and says when it has begun. */
 const FLOOD = `
@@ -67,7 +68,61 @@ deviceTest('worker.terminate() in flight: the other side is told, the process li
   t.is(server.connections, 0)
 })
 
+/** A worker that is a client of its own: says what came back, and stays until it is told to go on. */
+const CLIENT = `
+  const { once } = require('node:events')
+  const { parentPort, workerData } = require('node:worker_threads')
+  const { connect } = require(workerData.package)
+  async function main() {
+    const connection = await connect(workerData.options)
+    const echo = async (number) => {
+      const message = Buffer.alloc(30_000, number)
+      await connection.send(message)
+      if (!(await connection.receive()).equals(message)) throw new Error('something else came back')
+    }
+    for (let number = 0; number < 10; number++) await echo(number)
+    parentPort.postMessage('worked')
+    await once(parentPort, 'message')
+    for (let number = 0; number < 10; number++) await echo(number)
+    await connection.close()
+  }
+  main()`
+
+deviceTest('the main thread and eight workers use RDMA at once, and know nothing of each other', async (t, place) => {
+  const { server, client, accepted, toServer } = await join(t, await serve(t, place))
+  const echo = async (connection: Connection): Promise<void> => {
+    for await (const message of connection) await connection.send(message)
+  }
+  const echoing = (async () => {
+    for await (const connection of server) echo(connection).catch(() => undefined)
+  })()
+  void echo(accepted)
+  // Loaded again, and again: what the last worker leaves is there for the next one.
+  for (let round = 0; round < 2; round++) {
+    const workerData = { package: packagePath, options: toServer }
+    const workers = Array.from({ length: 8 }, () => new Worker(CLIENT, { eval: true, workerData }))
+    t.deepEqual((await Promise.all(workers.map((worker) => once(worker, 'message')))).flat(), Array(8).fill('worked'))
+    // Half of them are ended in the middle; the others, and this thread, go on.
+    const [ended, going] = [workers.slice(0, 4), workers.slice(4)]
+    await Promise.all(ended.map((worker) => worker.terminate()))
+    const exits = going.map((worker) => once(worker, 'exit'))
+    for (const worker of going) worker.postMessage('go on')
+    t.deepEqual((await Promise.all(exits)).flat(), [0, 0, 0, 0])
+    const message = Buffer.alloc(30_000, round)
+    await client.send(message)
+    t.true((await client.receive())?.equals(message))
+    await until('the connections of the workers are over', () => server.connections === 1)
+  }
+  await client.close()
+  await server.close()
+  await echoing
+})
+
+/** Rounds of every kind of end; `npm run soak` does 40. */
+const ENDS = Number(process.env['SECURE_RDMA_END_ROUNDS'] ?? 1)
+
 processTest('ends of processes in flight keep their exit code', async (t, place) => {
+  t.timeout(60_000 * ENDS)
   const { server, toServer } = await serve(t, place)
   const ends = {
     'process.exit(7)': 7,
@@ -77,14 +132,15 @@ processTest('ends of processes in flight keep their exit code', async (t, place)
     'Promise.reject(new Error("unhandled"))': 1,
   }
   const options = await connecting(place, toServer.port)
-  for (const [end, expected] of Object.entries(ends)) {
+  const rounds = Array.from({ length: ENDS }, (_, round) => Object.entries(ends).map((end) => [round, ...end] as const))
+  for (const [round, end, expected] of rounds.flat()) {
     const program = `
       const { connect } = require(${JSON.stringify(packagePath)})
       connect(${JSON.stringify(options)}).then((connection) => {
         const flood = () => { for (let i = 0; i < 8; i++) connection.send(Buffer.alloc(20_000)).catch(() => {}) }
         flood()
         setInterval(flood, 1)
-        setTimeout(() => { ${end} }, 30)
+        setTimeout(() => { ${end} }, ${30 + ((round * 7) % 50)})
       })`
     const accepting = server.accept()
     const running = promisify(execFile)(process.execPath, ['-e', program])

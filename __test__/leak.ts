@@ -1,0 +1,130 @@
+// Connections that come and go: after many of them a process holds what it held before. Reliability §E, "leak".
+//
+// SECURE_RDMA_LEAK_CYCLES: how many; `npm run soak` does 100,000. Over so many, less than 1 KiB of memory per 1000 can be told
+// from what memory wavers by; over few, 1 MiB in all.
+
+import type { ExecutionContext } from 'ava'
+import type { CommonOptions } from 'secure-rdma'
+import type * as Census from './_census.js'
+import { Child } from './_child.js'
+import type { Scope } from './_child-main.js'
+import { deviceTest, testDevice, type Place } from './_device.js'
+import { connecting, listening } from './_peers.js'
+
+const CYCLES = Number(process.env['SECURE_RDMA_LEAK_CYCLES'] ?? (testDevice === 'rxe' ? 50 : 1000))
+
+/**
+ * What 1000 cycles may add to the memory, in bytes, if there are enough to tell: 1 KiB. The embedded device keeps the numbers
+ * of queue pairs for two hours, so that none comes again: 8 bytes each, of two for each cycle here, and 64 MiB at the most.
+ */
+const SLOPE = 1024 + (testDevice === 'soft' ? 2 * 8 * 1000 : 0)
+
+/** What memory wavers by: what is measured over few cycles is not known better. */
+const NOISE = 1 << 20
+
+const censusPath = require.resolve('./_census.js')
+
+interface Given {
+  census: string
+  server: CommonOptions & { host: string }
+  client: CommonOptions & { host: string; localAddress: string }
+  cycles: number
+  /** What each cycle leaks, in bytes. */
+  planted: number
+}
+
+// A task for Child.run: it travels as source text.
+
+/** Connects, transfers and closes, again and again. The memory in use over time, and what else is left. */
+async function cycle(
+  { rdma, numbered }: Scope,
+  { census: file, server, client, cycles, planted }: Given,
+): Promise<Told> {
+  const load = process.getBuiltinModule.bind(process)
+  const { census, difference } = load('node:module').createRequire(file)(file) as typeof Census
+  load('node:v8').setFlagsFromString('--expose-gc')
+  const gc = load('node:vm').runInNewContext('gc') as () => void
+  const { readFileSync } = load('node:fs')
+  const listener = await rdma.listen(server)
+  const toServer = { ...client, port: listener.address()?.port ?? 0 }
+  const leaked: Buffer[] = []
+
+  const once = async (number: number): Promise<void> => {
+    const [one, other] = await Promise.all([rdma.connect(toServer), listener.accept()])
+    const message = numbered(number)
+    await Promise.all([one.send(message), other.send(message)])
+    for (const end of [one, other])
+      if (!(await end.receive())?.equals(message)) throw new Error(`message ${number} came otherwise`)
+    // Each way to end, in turn.
+    if (number % 3 === 0) one.destroy()
+    else await (number % 3 === 1 ? one : other).close()
+    await Promise.all([one.closed, other.closed])
+    if (planted > 0) leaked.push(Buffer.alloc(planted, 1))
+  }
+  /** Anonymous memory: that of files, which the kernel counts too, is read in and given back as it likes. */
+  const memory = (): number => {
+    gc()
+    const [, kib] = /^RssAnon:\s+(\d+) kB$/m.exec(readFileSync('/proc/self/status', 'utf8')) ?? []
+    return Number(kib) * 1024
+  }
+  // Caches and pools of Node, of V8 and of the allocator fill at the beginning, and the map of queue pair numbers.
+  const warm = Math.max(10, Math.min(2000, cycles >> 1))
+  for (let number = 0; number < warm; number++) await once(number)
+  const before = await census()
+  const parts = 20
+  const samples: [number, number][] = []
+  for (let part = 0; part < parts; part++) {
+    const size = Math.ceil(cycles / parts)
+    for (let number = 0; number < size; number++) await once(number)
+    samples.push([(part + 1) * size, memory()])
+  }
+  let left = difference(before, await census())
+  // What was closed last may still be on its way out.
+  for (let tries = 0; tries < 10 && left.length > 0; tries++) left = difference(before, await census())
+  if (listener.connections > 0) left.push(`${listener.connections} connections`)
+  await listener.close()
+  return { samples, left }
+}
+
+/** A young generation of one size: V8's own comings and goings would hide what is looked for. */
+const STEADY = { env: { NODE_OPTIONS: '--max-semi-space-size=1' } }
+
+interface Told {
+  /** Cycles, and bytes in use after them. */
+  samples: [number, number][]
+  /** Descriptors, threads and objects of devices (regions among them) that were not there before, or are missing. */
+  left: string[]
+}
+
+/** Bytes per cycle: the median of the slopes between all pairs, which a few leaps do not move (Theil and Sen). */
+function slope(samples: Told['samples']): number {
+  const slopes = samples.flatMap(([x, y], i) => samples.slice(i + 1).map(([x2, y2]) => (y2 - y) / (x2 - x)))
+  slopes.sort((one, other) => one - other)
+  return slopes[slopes.length >> 1] ?? NaN
+}
+
+async function growth(t: ExecutionContext, child: Child, place: Place, cycles: number, planted = 0): Promise<number> {
+  const given = { server: await listening(place), client: await connecting(place, 1) }
+  const { samples, left } = await child.run(cycle, { ...given, census: censusPath, cycles, planted })
+  t.deepEqual(left, [])
+  return slope(samples) * 1000
+}
+
+deviceTest(`${CYCLES} cycles of connect, transfer and close leave nothing`, async (t, place) => {
+  t.timeout(60_000 + CYCLES * (testDevice === 'rxe' ? 5000 : 100))
+  const child = Child.start(t, STEADY)
+  const allowed = Math.max(SLOPE, (NOISE * 1000) / CYCLES)
+  const per1000 = await growth(t, child, place, CYCLES)
+  t.log(`${CYCLES} cycles: ${Math.round(per1000)} bytes per 1000; ${Math.round(allowed)} are allowed`)
+  t.true(per1000 < allowed, `${Math.round(per1000)} bytes per 1000 cycles`)
+  child.release()
+  t.deepEqual(await child.exited, { code: 0, signal: null })
+})
+
+deviceTest('the control: what each cycle leaks is seen', async (t, place) => {
+  t.timeout(120_000)
+  const cycles = 40
+  const planted = (4 * NOISE) / cycles
+  const per1000 = await growth(t, Child.start(t, STEADY), place, cycles, planted)
+  t.true(per1000 > (NOISE * 1000) / cycles, `${Math.round(per1000)} bytes per 1000 cycles`)
+})
