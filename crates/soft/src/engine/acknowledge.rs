@@ -170,6 +170,13 @@ impl QueuePair {
                 Sent::Whole => drop(self.responder.answers.queue.pop_front()),
                 Sent::Part => {}
                 Sent::NoRoom => break,
+                Sent::Stale(count) => {
+                    // At the end, since MSNs only grow.
+                    let responder = &mut self.responder;
+                    responder.answers.queue.pop_front();
+                    let syndrome = Syndrome::Nak(NakCode::RemoteAccessError);
+                    responder.answers.refuse(count, syndrome, responder.msn);
+                }
                 Sent::Gone(refused) => {
                     gone = Some(refused);
                     break;
@@ -263,6 +270,13 @@ impl QueuePair {
                 Ok((memory, from)) => batch.push(&flows.out, &headers, length, |buffer| {
                     memory.append_to(from, length, buffer).is_ok()
                 }),
+                // A READ that was answered whole, and whose region has gone since: who waits for a response still is refused,
+                // but who has them had every right to. A late copy of the request must not end the connection.
+                Err(refusal) if read.sent >= resource.end => {
+                    shared.counters.count_refusal(refusal);
+                    resource.pending = false;
+                    return Sent::Stale(read.next);
+                }
                 Err(refusal) => return Sent::Gone(Refused::access(read.next, refusal)),
             }
         };
@@ -271,6 +285,7 @@ impl QueuePair {
         }
         shared.counters.sent_bytes += length as u64;
         read.next = read.next.wrapping_add(1);
+        read.sent = read.sent.max(read.next);
         if last {
             resource.pending = false;
             return Sent::Whole;
@@ -284,5 +299,7 @@ enum Sent {
     Whole,
     Part,
     NoRoom,
+    /// It cannot be repeated: a NAK for this response takes its place.
+    Stale(u64),
     Gone(Refused),
 }

@@ -1,5 +1,7 @@
 //! What an engine counts.
 
+use super::regions::Refusal;
+
 macro_rules! counters {
     ($($(#[$doc:meta])+ $name:ident,)+) => {
         /// The counters of an engine, from 0 when it was made. All are public and plain: reading one costs a load, and
@@ -164,6 +166,16 @@ counters! {
 }
 
 impl Counters {
+    /// Counts a request whose key opens nothing to it, or not that.
+    pub(super) fn count_refusal(&mut self, why: Refusal) {
+        match why {
+            Refusal::UnknownKey => self.refused_unknown_key += 1,
+            Refusal::OtherQueuePair => self.refused_other_qp += 1,
+            Refusal::Rights => self.refused_rights += 1,
+            Refusal::Bounds => self.refused_bounds += 1,
+        }
+    }
+
     /// How many packets were dropped in silence, whatever the reason.
     #[must_use]
     pub fn dropped(&self) -> u64 {

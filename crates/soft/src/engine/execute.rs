@@ -129,7 +129,7 @@ impl QueuePair {
         self.accept(count, packets);
         self.end_message();
         let end = count.saturating_add(packets);
-        let read = Read { address, rkey, length, start: count, next: count, until: end };
+        let read = Read { address, rkey, length, start: count, next: count, until: end, sent: count };
         let responder = &mut self.responder;
         let kind = Kind::Read(read);
         let resource = Resource { first: count, end, msn: responder.msn, kind, pending: true };

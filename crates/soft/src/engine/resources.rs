@@ -35,6 +35,8 @@ pub(super) struct Read {
     pub(super) start: u64,
     pub(super) next: u64,
     pub(super) until: u64,
+    /// One past the newest response that was ever sent: what comes before it is a repetition.
+    pub(super) sent: u64,
 }
 
 /// A ring of `max_dest_rd_atomic` entries, of which the oldest makes room for a new one (IBTA 9.7.5.1.4; rxe keeps the

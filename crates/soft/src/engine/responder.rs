@@ -274,13 +274,8 @@ impl QueuePair {
 
     /// Refuses for good: a NAK, and ERR.
     pub(super) fn refuse(&mut self, shared: &mut Shared, refused: &Refused) {
-        let counters = &mut shared.counters;
-        match refused.why {
-            Some(Refusal::UnknownKey) => counters.refused_unknown_key += 1,
-            Some(Refusal::OtherQueuePair) => counters.refused_other_qp += 1,
-            Some(Refusal::Rights) => counters.refused_rights += 1,
-            Some(Refusal::Bounds) => counters.refused_bounds += 1,
-            None => {}
+        if let Some(why) = refused.why {
+            shared.counters.count_refusal(why);
         }
         let responder = &mut self.responder;
         responder.answers.refuse(refused.count, Syndrome::Nak(refused.code), responder.msn);

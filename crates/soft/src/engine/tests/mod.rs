@@ -8,5 +8,6 @@ mod holding;
 mod limits;
 mod loss;
 mod pair;
+mod revoked;
 mod transfer;
 mod windows;
