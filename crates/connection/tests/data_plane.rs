@@ -25,18 +25,27 @@ struct World {
 
 impl World {
     async fn new() -> Self {
+        Self::serving(ConnectionOptions::default()).await
+    }
+
+    /// With these options of the accepting side.
+    async fn serving(options: ConnectionOptions) -> Self {
         let registry = Registry::new(vec![Arc::new(SoftDevices)]);
         let tls = common::tls();
         let listen = ListenConfig::new("127.0.0.1", 0, tls.clone());
-        let (device, options) = (DeviceOptions::default(), ConnectionOptions::default());
-        let server = Server::listen(&registry, listen, device, options).await.unwrap();
+        let server = Server::listen(&registry, listen, DeviceOptions::default(), options).await.unwrap();
         let config = ConnectConfig::new("127.0.0.1", server.local_addr().port(), tls);
         Self { registry, server, config }
     }
 
     /// The two ends of a connection.
     async fn connect(&self) -> [Connection; 2] {
-        let (device, options) = (DeviceOptions::default(), ConnectionOptions::default());
+        self.connect_with(ConnectionOptions::default()).await
+    }
+
+    /// With these options of the connecting side.
+    async fn connect_with(&self, options: ConnectionOptions) -> [Connection; 2] {
+        let device = DeviceOptions::default();
         let client = connect(&self.registry, self.config.clone(), device, options).await.unwrap();
         [client, self.server.accept().await.unwrap()]
     }
@@ -251,6 +260,32 @@ async fn regions_may_be_closed_while_they_are_written_and_read() {
         })
         .await;
     }
+}
+
+#[tokio::test]
+async fn what_is_taken_back_is_done_for_whoever_waits_for_it() {
+    let world = World::serving(ConnectionOptions { receive_buffer_size: 640, ..Default::default() }).await;
+    // A probe that completes would wake whoever waits, too.
+    let ends = world.connect_with(ConnectionOptions { path_probe: None, ..Default::default() }).await;
+    let (_theirs, remote) = published(&ends, 64, ALL).await;
+    // More WRITEs with immediate than a peer that reads none takes.
+    let write = Operation::Write { local: &[], remote: &remote, immediate: Some(1), fence: false };
+    let last = ends[0].post(&[write; 100]).unwrap().end - 1;
+    within(async {
+        while ends[0].stats().credits_available > 1 || ends[0].stats().work_in_flight > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let waiting = ends[0].completed(last);
+    let take_back = async {
+        tokio::task::yield_now().await;
+        for id in (ends[0].done() + 1..=last).rev() {
+            assert!(ends[0].withdraw(id));
+        }
+    };
+    let (waited, ()) = within(async { tokio::join!(waiting, take_back) }).await;
+    assert_eq!(waited.unwrap(), 0);
 }
 
 #[tokio::test]
