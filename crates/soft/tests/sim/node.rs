@@ -103,12 +103,13 @@ impl Node {
         }
     }
 
-    pub fn handle_packet(&mut self, now: Instant, arrival: &Arrival, bytes: &[u8]) {
+    /// `id` is the IPv4 ID, which only another make sees.
+    pub fn handle_packet(&mut self, now: Instant, arrival: &Arrival, id: u16, bytes: &[u8]) {
         match self {
             Self::Engine(engine) => engine.handle_packet(now, arrival, bytes),
             Self::Model(model) => {
                 let ports = (arrival.source.port(), arrival.destination_port);
-                model.handle_packet(now, arrival.source.ip(), arrival.destination, bytes, ports);
+                model.handle_packet(now, arrival.source.ip(), arrival.destination, id, bytes, ports);
             }
         }
     }

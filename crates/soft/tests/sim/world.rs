@@ -329,7 +329,7 @@ impl World {
             node.counters().map(|counters| counters.responded_reads + counters.responded_atomics)
         };
         let before = served(node);
-        node.handle_packet(now, &arrival, &datagram.bytes);
+        node.handle_packet(now, &arrival, datagram.id, &datagram.bytes);
         let failed = endpoint.is_some_and(|at| node.state(self.endpoints[at].qpn) == Some(QpState::Err));
         let executed = failed || !node.is_engine() || served(node) != before;
         if self.scenario.trace {
@@ -389,7 +389,11 @@ impl World {
         if packet.bth().pkey & 0x7FFF != 0x7FFF {
             return Err(Reason::PKey);
         }
-        let right = if datagram.origin == Origin::Genuine {
+        let right = if !self.hosts[host].node.is_engine() {
+            // Another make sees the ID.
+            datagram.origin == Origin::Genuine
+                || matches!(context(datagram).check(datagram.id, &datagram.bytes), IcrcCheck::Expected)
+        } else if datagram.origin == Origin::Genuine {
             datagram.source.is_ipv6() || !endpoint.sequential_ids || datagram.id < 128
         } else {
             match context(datagram).check(0, &datagram.bytes) {

@@ -211,6 +211,7 @@ impl Model {
         now: Instant,
         source: IpAddr,
         destination: IpAddr,
+        id: u16,
         bytes: &[u8],
         ports: (u16, u16),
     ) {
@@ -225,8 +226,8 @@ impl Model {
             return;
         }
         let context = flow(source, destination, ports.0, ports.1);
-        // A kernel sees the ID; that it does not fit shows as well.
-        if matches!(context.check(0, bytes), secure_rdma_roce::IcrcCheck::Wrong) {
+        // A kernel sees the ID: one that does not fit shows as well.
+        if !matches!(context.check(id, bytes), secure_rdma_roce::IcrcCheck::Expected) {
             return;
         }
         if packet.opcode() == Opcode::Cnp || matches!(packet.opcode(), Opcode::Flush | Opcode::AtomicWrite) {
