@@ -1,3 +1,17 @@
 // The door for `import`. There is one implementation: the CommonJS module that `require` gives.
-export { connect, Connection, devices, deviceStats, listen, RdmaError, Server } from './index.js'
+export {
+  allocate,
+  Batch,
+  connect,
+  Connection,
+  devices,
+  deviceStats,
+  listen,
+  RdmaError,
+  Region,
+  RegionSlice,
+  RemoteRegion,
+  RemoteSlice,
+  Server,
+} from './index.js'
 export type * from './index.js'

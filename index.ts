@@ -21,9 +21,18 @@
  * @module secure-rdma
  */
 
+export { Batch } from './src/batch.js'
+export type { BatchOutcomes } from './src/batch.js'
+export type { OperationOptions, WriteOptions } from './src/commands.js'
 export { connect } from './src/connect.js'
 export { Connection } from './src/connection.js'
-export type { Closed, ConnectionStats, MessageBytes, SignalOptions } from './src/connection-types.js'
+export type {
+  Closed,
+  ConnectionStats,
+  MessageBytes,
+  ReceiveBatchOptions,
+  SignalOptions,
+} from './src/connection-types.js'
 export { devices, deviceStats } from './src/devices.js'
 export type { DeviceInfo, DeviceStats, DeviceStatsOptions, GidInfo, PortInfo } from './src/devices.js'
 export type { DuplexOptions } from './src/duplex.js'
@@ -38,8 +47,12 @@ export type {
   QueuePairOptions,
 } from './src/options.js'
 export type { CertificateNames, Peer } from './src/peer.js'
+export { allocate, Region, RegionSlice } from './src/region.js'
+export type { LocalBytes } from './src/region.js'
+export { RemoteRegion, RemoteSlice } from './src/remote.js'
+export type { PublishOptions, RegionRight, RemoteBytes } from './src/remote.js'
 export type { Address, ConnectionDevice, Handshake } from './src/report.js'
 export type { SecureContextOptions } from './src/secure-context.js'
 export { listen, Server } from './src/server.js'
 export type { ServerAddress, ServerStats } from './src/server.js'
-export type { AcceptTrace, ConnectTrace, ReceiveTrace, SendTrace } from './src/tracing.js'
+export type { AcceptTrace, ConnectTrace, OperationTrace, ReceiveTrace, SendTrace } from './src/tracing.js'

@@ -17,6 +17,8 @@ export interface ConnectionStats {
   readonly messagesSent: number
   /** Their bytes. */
   readonly bytesSent: number
+  /** WRITEs, READs and atomics that were posted. */
+  readonly operationsPosted: number
   /** Whole messages that arrived. */
   readonly messagesReceived: number
   /** Their bytes. */
@@ -25,12 +27,16 @@ export interface ConnectionStats {
   readonly segmentsSent: number
   /** Bytes that wait to be posted. */
   readonly bytesQueued: number
+  /** Operations that wait to be posted, or whose outcome has not been taken yet. */
+  readonly operationsPending: number
   /** Work requests that are posted and not yet complete. */
   readonly workInFlight: number
   /** Messages that wait to be read. */
   readonly messagesReady: number
   /** Their bytes. */
   readonly bytesReady: number
+  /** Immediates that wait to be read. */
+  readonly immediatesReady: number
   /** Segments that this side may send now. */
   readonly creditsAvailable: number
   /** Segments that the peer may send now. */
@@ -47,6 +53,12 @@ export interface ConnectionStats {
 export interface SignalOptions {
   /** Ends the wait with an `AbortError` whose `cause` is the signal's reason. */
   signal?: AbortSignal | undefined
+}
+
+/** What {@link Connection.receiveBatch} takes. */
+export interface ReceiveBatchOptions extends SignalOptions {
+  /** Messages at the most, 1 to 65536. Default 256. */
+  limit?: number | undefined
 }
 
 /** What a message can be given as. Text is not taken: its encoding is yours to choose. */

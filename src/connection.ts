@@ -3,23 +3,41 @@ import type { ReadableStream, WritableStream } from 'node:stream/web'
 import { inspect, types, type InspectOptions } from 'node:util'
 import type { NativeClosed, NativeConnection, NativeError } from '#binding'
 import { abortError, signalOf } from './abort.js'
-import { Acknowledgements } from './acknowledgements.js'
+import { Arrivals } from './arrivals.js'
+import { createBatch, type Batch, type BatchOutcomes } from './batch.js'
 import { Claim, locked } from './claims.js'
-import type { Closed, ConnectionStats, MessageBytes, SignalOptions } from './connection-types.js'
+import type { Commands, OperationOptions, WriteOptions } from './commands.js'
+import type { Closed, ConnectionStats, MessageBytes, ReceiveBatchOptions, SignalOptions } from './connection-types.js'
+import { DataPlane } from './data-plane.js'
 import { checkDuplex, ConnectionDuplex, type DuplexOptions } from './duplex.js'
 import { RdmaError } from './errors.js'
 import { forget, Hold, reassign } from './events.js'
 import { toRdmaError, unwrap } from './native.js'
 import { toPeer, type Peer } from './peer.js'
+import { localRange, within, type LocalBytes } from './region.js'
+import { accessBits, createRemote, type PublishOptions, type RemoteBytes, type RemoteRegion } from './remote.js'
 import { toDevice, toHandshake, type ConnectionDevice, type Handshake } from './report.js'
 import type { StreamPort } from './stream-port.js'
-import { isTraced, traced, traces } from './tracing.js'
-import { messageBytes } from './validate.js'
-import { defer, PromiseQueue } from './waiting.js'
+import { isTraced, traced, traces, type OperationTrace } from './tracing.js'
+import { argumentTypeError, members, messageBytes, text, whole, type Checks } from './validate.js'
+import { defer } from './waiting.js'
 import { WebStreams } from './web-streams.js'
 
-/** Messages that are given out before the event loop has its turn. */
-const SERVED_AT_ONCE = 64
+/** Messages that a batch holds at the most, unless it is told otherwise. */
+const BATCH = 256
+
+/** What {@link PublishOptions} become. */
+interface Published {
+  access: number
+  offset: number
+  length: number
+}
+
+const publishOptions: Checks<Published> = {
+  access: accessBits,
+  offset: whole(0, Number.MAX_SAFE_INTEGER, 'bytes'),
+  length: whole(1, Number.MAX_SAFE_INTEGER, 'bytes'),
+}
 
 /** What the constructor wants to see, so that nobody else constructs. */
 const key = Symbol('secure-rdma')
@@ -37,10 +55,8 @@ export class Connection implements AsyncDisposable {
   readonly #native: NativeConnection
   readonly #id: number
   readonly #hold: Hold
-  readonly #sends = new Acknowledgements()
-  readonly #receives = new PromiseQueue<Buffer | null>()
-  /** Messages given out since the event loop last had its turn. */
-  #served = 0
+  readonly #plane: DataPlane
+  readonly #receives: Arrivals<Buffer>
   readonly #over = defer<Closed>()
   #outcome: Closed | undefined
   #destroyedWith: Error | undefined
@@ -61,6 +77,9 @@ export class Connection implements AsyncDisposable {
   private constructor(shown: symbol, native: NativeConnection, id: number) {
     if (shown !== key) throw new TypeError('Illegal constructor: connect() and server.accept() make connections')
     this.#native = native
+    const failure = (error: NativeError): Error => toRdmaError(error, this.#destroyedWith)
+    this.#plane = new DataPlane(native, (result) => this.#unwrap(result), failure)
+    this.#receives = new Arrivals<Buffer>(() => native.receive() as Buffer | null | false | NativeError, failure)
     this.#hold = new Hold()
     this.#id = id
     reassign(id, {
@@ -134,10 +153,194 @@ export class Connection implements AsyncDisposable {
     return this.#receive(signal)
   }
 
+  /**
+   * Sends many messages: they cross into native code once, and are posted as one list. Otherwise as {@link send}; fulfils
+   * when the peer's device has all of them. What is refused is refused as a whole.
+   *
+   * @param messages the bytes of each, which are copied before this returns
+   * @throws {RdmaError} as {@link send}
+   * @throws {TypeError} for anything that is not bytes
+   */
+  async sendBatch(messages: readonly MessageBytes[], options?: SignalOptions): Promise<void> {
+    const signal = signalOf(options)
+    if (!Array.isArray(messages)) throw argumentTypeError('messages', 'an array', messages)
+    this.#writing.refuse('sendBatch()')
+    if (signal?.aborted) throw abortError(signal)
+    const list = this.#plane.list()
+    for (const message of messages) list.send(message)
+    await this.#plane.post(list, signal)
+  }
+
+  /**
+   * The messages that are there, at least one, or `null` when none will come: waits as {@link receive} does, and then takes
+   * what else has arrived. They share one memory: copy what you keep for long of small ones.
+   *
+   * @throws {RdmaError} as {@link receive}
+   */
+  async receiveBatch(options: ReceiveBatchOptions = {}): Promise<Buffer[] | null> {
+    const signal = signalOf(options)
+    const limit = options.limit === undefined ? BATCH : whole(1, 65_536)(options.limit, 'options.limit')
+    const first = await this.#receive(signal)
+    if (first === null) return null
+    // Whoever else waits has asked before for what comes now.
+    if (limit === 1 || this.#receives.isAwaited) return [first]
+    const { bytes, lengths } = this.#native.receiveMany(limit - 1)
+    this.#receives.rest()
+    let begin = 0
+    return [first, ...lengths.map((length) => bytes.subarray(begin, (begin += length)))]
+  }
+
   /** All messages until the end. Leaving the loop closes nothing: another loop, or `receive()`, goes on from there. */
   async *[Symbol.asyncIterator](): AsyncGenerator<Buffer, undefined, undefined> {
     for (let message = await this.receive(); message !== null; message = await this.receive()) yield message
     return undefined
+  }
+
+  /**
+   * Grants the peer of this connection, and nobody else, rights to a range of a region. The peer finds it by its name, by
+   * {@link remote}. Address and key go to it over TLS; **they are in clear in every packet that uses them** ({@link connect}).
+   *
+   * It lasts until {@link unpublish} or the end of the connection, also where the region is closed before. However many
+   * connections a region is published on, its memory is pinned once, where the device has memory windows.
+   *
+   * @param name 1 to 255 bytes of UTF-8; one publication has it at a time
+   * @param local a region, a slice of one, or a view of one's buffer
+   * @throws {RdmaError} `ERR_RDMA_REGION_NAME` where the name is taken, `ERR_RDMA_REGION_CLOSED`, `ERR_RDMA_REGION_LIMIT`
+   * (1024 on a connection), `ERR_RDMA_MEMLOCK`, `ERR_RDMA_RESOURCE`, `ERR_RDMA_DEVICE_UNSUPPORTED`, `ERR_RDMA_ENDED`, or
+   * why the connection is over
+   * @throws {TypeError | RangeError} for an argument that cannot be: memory of others cannot be published
+   */
+  async publish(name: string, local: LocalBytes, options: PublishOptions): Promise<void> {
+    const given = text(name, 'name')
+    const range = localRange(local, 'local')
+    const checked = members<Published>(options, 'options', publishOptions)
+    if (checked.access === undefined)
+      throw argumentTypeError('options.access', "'read', 'write' or 'atomic'", undefined)
+    const [from, byteLength] = within('local', range.byteLength, checked.offset ?? 0, checked.length)
+    const published = { native: range.native, byteOffset: range.byteOffset + from, byteLength }
+    await this.#plane.publish(given, published, checked.access)
+  }
+
+  /**
+   * Takes back what is published under a name. The peer's library settles what would use it with
+   * `ERR_RDMA_REGION_REVOKED`, waits for what is in flight, and confirms; then this fulfils, and the name is free. A peer
+   * that does not confirm within 2 s loses its connection (`ERR_RDMA_PEER_VIOLATION`).
+   *
+   * @throws {RdmaError} `ERR_RDMA_REGION_NAME` where nothing is published so; why the connection is over
+   */
+  async unpublish(name: string): Promise<void> {
+    await this.#plane.unpublish(text(name, 'name'))
+  }
+
+  /**
+   * What the peer publishes under a name; waits until it does.
+   *
+   * @throws {RdmaError} `ERR_RDMA_REGION_NAME` for a name that none can have; why the connection is over
+   */
+  async remote(name: string, options?: SignalOptions): Promise<RemoteRegion> {
+    const signal = signalOf(options)
+    const given = text(name, 'name')
+    return createRemote(await this.#plane.seek(given, signal), given)
+  }
+
+  /**
+   * RDMA WRITE: copies local bytes to the begin of `remote`, or to `offset` bytes behind. The peer's application is not
+   * told, unless by an `immediate`. Any number of operations may be in flight; they are carried out, and complete, in the order
+   * of the calls, messages among them. Fulfils when the peer's device has the bytes.
+   *
+   * Do not change the local bytes before: any mixture of old and new may arrive. Bytes that are no region's are copied
+   * before this returns, into a region for this WRITE alone: that is good for what is rare.
+   *
+   * The first use of a region on a connection registers it, off the event loop; what is asked for meanwhile waits its turn.
+   * An aborted operation that has begun runs on, and the memory is held until its end.
+   *
+   * @param local a region, a slice of one or a view of one's buffer, or several: they follow each other in `remote`
+   * @throws {RdmaError} `ERR_RDMA_REGION_ACCESS` where it is not published for this, `ERR_RDMA_REGION_REVOKED`,
+   * `ERR_RDMA_REGION_CLOSED`, `ERR_RDMA_OPERATION_LIMIT`, `ERR_RDMA_INVALID_ARGUMENT` for what was published to another
+   * connection, `ERR_RDMA_MEMLOCK`, `ERR_RDMA_ENDED`, or why the connection is over
+   * @throws {TypeError | RangeError} for an argument that cannot be, and for bytes that do not fit into `remote`
+   */
+  async write(
+    local: LocalBytes | readonly LocalBytes[] | MessageBytes,
+    remote: RemoteBytes,
+    options: WriteOptions & SignalOptions = {},
+  ): Promise<void> {
+    const { signal, rest } = splitSignal(options)
+    await this.#operate('write', remote, signal, (list) => list.write(local, remote, rest))
+  }
+
+  /**
+   * RDMA READ: bytes from `remote` on fill local memory. What is there before this fulfils is undefined.
+   *
+   * @param local a region, a slice of one or a view of one's buffer, or several, which are filled one after the other; at
+   * least 1 byte in all
+   * @throws {RdmaError} as {@link write}
+   * @throws {TypeError | RangeError} for an argument that cannot be, and where `remote` has fewer bytes
+   */
+  async read(
+    remote: RemoteBytes,
+    local: LocalBytes | readonly LocalBytes[],
+    options: OperationOptions & SignalOptions = {},
+  ): Promise<void> {
+    const { signal, rest } = splitSignal(options)
+    await this.#operate('read', remote, signal, (list) => list.read(remote, local, rest))
+  }
+
+  /**
+   * Stores `desired` in 8 bytes of the peer's if they hold `expected`, in one atomic step among all RDMA atomics of the peer's
+   * device, and gives what they held before. The bytes are an unsigned integer in the order of the peer's processor.
+   *
+   * @param remote the first 8 bytes of it, or those from `offset` on
+   * @throws {RdmaError} `ERR_RDMA_REGION_ALIGNMENT` where they do not lie at a multiple of 8, and as {@link write}
+   * @throws {TypeError | RangeError} for an argument that cannot be
+   */
+  async compareAndSwap(
+    remote: RemoteBytes,
+    expected: bigint,
+    desired: bigint,
+    options: OperationOptions & SignalOptions = {},
+  ): Promise<bigint> {
+    const { signal, rest } = splitSignal(options)
+    return this.#atomic('compareAndSwap', remote, signal, (list) => {
+      list.compareAndSwap(remote, expected, desired, rest)
+    })
+  }
+
+  /**
+   * Adds to 8 bytes of the peer's, modulo 2^64, and gives what they held before; otherwise as {@link compareAndSwap}.
+   *
+   * @param addend −2^63 to 2^64 − 1
+   */
+  async fetchAndAdd(
+    remote: RemoteBytes,
+    addend: bigint,
+    options: OperationOptions & SignalOptions = {},
+  ): Promise<bigint> {
+    const { signal, rest } = splitSignal(options)
+    return this.#atomic('fetchAndAdd', remote, signal, (list) => {
+      list.fetchAndAdd(remote, addend, rest)
+    })
+  }
+
+  /** An empty list of messages and operations, to be filled and posted as one: see {@link Batch}. */
+  batch(): Batch {
+    return createBatch((commands, signal) => {
+      if (commands.hasMessages) this.#writing.refuse('send() of a batch')
+      const work = (): Promise<BatchOutcomes> => this.#plane.post(commands, signal)
+      return this.#traced({ operation: 'batch' }, work)
+    })
+  }
+
+  /**
+   * The next immediate that a WRITE of the peer's brings, or `null` when none will come. The bytes of that WRITE and of all
+   * earlier ones are there then. Immediates that nobody takes make the peer wait, as unread messages do.
+   *
+   * @throws {RdmaError} why the connection failed
+   */
+  async receiveImmediate(options?: SignalOptions): Promise<number | null> {
+    const signal = signalOf(options)
+    if (signal?.aborted) throw abortError(signal)
+    return this.#plane.receiveImmediate(signal)
   }
 
   /**
@@ -150,7 +353,7 @@ export class Connection implements AsyncDisposable {
     const signal = signalOf(options)
     if (signal?.aborted) throw abortError(signal)
     this.#writing.refuse('end()')
-    return this.#acknowledged(this.#unwrap(this.#native.end()), signal)
+    return this.#plane.end(signal)
   }
 
   /**
@@ -163,8 +366,10 @@ export class Connection implements AsyncDisposable {
   async close(): Promise<void> {
     const wasOver = this.#outcome !== undefined
     if (!wasOver) {
-      this.#native.close()
-      this.#news()
+      this.#plane.last(() => {
+        this.#native.close()
+        this.#news()
+      })
     }
     const { reason, error } = await this.closed
     const isOrderly = reason === 'closed' || reason === 'peerClosed'
@@ -209,7 +414,7 @@ export class Connection implements AsyncDisposable {
    */
   toDuplex(options: DuplexOptions = {}): Duplex {
     const checked = checkDuplex(options)
-    if (!this.#receives.isEmpty) throw locked('toDuplex()', 'receive() calls wait for messages')
+    if (this.#receives.isAwaited) throw locked('toDuplex()', 'receive() calls wait for messages')
     this.#reading.refuse('toDuplex()')
     this.#writing.refuse('toDuplex()')
     this.#reading.take('toDuplex()')
@@ -276,13 +481,46 @@ export class Connection implements AsyncDisposable {
   async #send(bytes: Uint8Array, signal: AbortSignal | undefined): Promise<void> {
     if (signal?.aborted) throw abortError(signal)
     this.#writing.refuse('send()')
-    return this.#acknowledged(this.#unwrap(this.#native.send(bytes)), signal)
+    return this.#plane.send(bytes, signal)
   }
 
   async #receive(signal: AbortSignal | undefined): Promise<Buffer | null> {
     if (signal?.aborted) throw abortError(signal)
     this.#reading.refuse('receive()')
-    return this.#next(signal)
+    return this.#receives.next(signal)
+  }
+
+  async #atomic(
+    operation: 'compareAndSwap' | 'fetchAndAdd',
+    remote: RemoteBytes,
+    signal: AbortSignal | undefined,
+    add: (list: Commands) => void,
+  ): Promise<bigint> {
+    const [before] = await this.#operate(operation, remote, signal, (list) => {
+      add(list)
+      return 8
+    })
+    if (before === undefined) throw new RdmaError('ERR_RDMA_INTERNAL', 'an atomic came back without a value')
+    return before
+  }
+
+  /** Posts one operation. `add` puts it into a list, and gives its length in bytes. */
+  async #operate(
+    operation: Exclude<OperationTrace['operation'], 'batch'>,
+    remote: RemoteBytes,
+    signal: AbortSignal | undefined,
+    add: (list: Commands) => number,
+  ): Promise<BatchOutcomes> {
+    if (signal?.aborted) throw abortError(signal)
+    const list = this.#plane.list()
+    const byteLength = add(list)
+    const region = 'region' in remote ? remote.region.name : remote.name
+    return this.#traced({ operation, region, byteLength }, () => this.#plane.post(list, signal))
+  }
+
+  #traced<T>(trace: Omit<OperationTrace, 'connection' | 'error'>, work: () => Promise<T>): Promise<T> {
+    if (!isTraced(traces.operation)) return work()
+    return traced(traces.operation, { connection: this, ...trace }, work)
   }
 
   #traceReceive(signal: AbortSignal | undefined): Promise<Buffer | null> {
@@ -292,12 +530,6 @@ export class Connection implements AsyncDisposable {
       trace.byteLength = message?.length ?? null
       return message
     })
-  }
-
-  #next(signal: AbortSignal | undefined): Promise<Buffer | null> {
-    const wait = this.#receives.add(signal)
-    this.#serve()
-    return wait
   }
 
   get #webStreams(): WebStreams {
@@ -312,9 +544,9 @@ export class Connection implements AsyncDisposable {
       claimWriting: () => {
         this.#writing.take(writer)
       },
-      receive: () => this.#next(undefined),
-      post: (message) => this.#acknowledged(this.#unwrap(this.#native.send(message)), undefined),
-      end: async () => this.#acknowledged(this.#unwrap(this.#native.end()), undefined),
+      receive: () => this.#receives.next(undefined),
+      post: (message) => this.#plane.send(message),
+      end: async () => this.#plane.end(),
       close: () => this.close(),
       destroy: (error) => {
         this.destroy(error)
@@ -330,44 +562,12 @@ export class Connection implements AsyncDisposable {
     return unwrap(result, this.#destroyedWith)
   }
 
-  /** Waits until the peer's device has everything up to `id`. */
-  #acknowledged(id: number, signal: AbortSignal | undefined): Promise<void> {
-    const wait = this.#sends.add(id, signal, (signal) => {
-      const withdrawn = this.#native.withdraw(id)
-      const what = withdrawn ? 'the message was not sent' : 'the message had been begun and may still arrive'
-      return abortError(signal, `The send was aborted; ${what}`)
-    })
-    this.#settleSends()
-    return wait
-  }
-
   #news(): void {
     // Asked first: what has arrived before the end must be given out before the end is told.
     const closed = this.#outcome ? undefined : this.#native.closed()
-    this.#settleSends()
-    this.#serve()
+    this.#plane.news()
+    this.#receives.serve()
     if (closed) this.#finish(closed)
-  }
-
-  #settleSends(): void {
-    if (!this.#sends.isEmpty) this.#sends.settle(this.#native.sent())
-  }
-
-  /** Gives messages to those who wait for them. */
-  #serve(): void {
-    while (!this.#receives.isEmpty && this.#served < SERVED_AT_ONCE) {
-      const received = this.#native.receive()
-      if (received === false) return
-      // A peer that sends without pause must not keep timers, signals and other connections from their turn.
-      if (this.#served++ === 0) {
-        setImmediate(() => {
-          this.#served = 0
-          this.#serve()
-        })
-      }
-      if (received === null || Buffer.isBuffer(received)) this.#receives.resolve(received)
-      else this.#receives.reject(toRdmaError(received as NativeError, this.#destroyedWith))
-    }
   }
 
   #finish(closed: NativeClosed): void {
@@ -380,9 +580,17 @@ export class Connection implements AsyncDisposable {
     // All that was acknowledged has been settled: the rest never will be.
     const unsent =
       native ?? new RdmaError('ERR_RDMA_CLOSED', "the connection was closed before the peer's device had the message")
-    this.#sends.fail(unsent)
+    this.#plane.fail(unsent)
     this.#over.resolve(this.#outcome)
   }
+}
+
+/** The signal, and what is told beside it. */
+function splitSignal<T extends SignalOptions>(options: T): { signal: AbortSignal | undefined; rest: unknown } {
+  const signal = signalOf(options)
+  // An object that is not plain is refused by what comes next, as it is.
+  if (signal === undefined || Object.getPrototypeOf(options) !== Object.prototype) return { signal, rest: options }
+  return { signal, rest: { ...options, signal: undefined } }
 }
 
 function reasonOf(value: unknown): Error | undefined {

@@ -1,5 +1,6 @@
-import type { Counting, Listing, NativeError } from '#binding'
-import { environment, forget, Hold, register } from './events.js'
+import type { Counting, Listing } from '#binding'
+import { environment } from './events.js'
+import { asked } from './lookup.js'
 import { unwrap } from './native.js'
 import { members, text, whole, type Checks } from './validate.js'
 
@@ -105,39 +106,4 @@ export async function deviceStats(device: string, options: DeviceStatsOptions = 
   const { port = 1 } = members<Required<DeviceStatsOptions>>(options, 'options', statsOptions)
   const counters = await asked((id) => unwrap<Counting>(environment.deviceCounters(id, name, port)))
   return Object.fromEntries(Object.entries(counters).sort(([one], [other]) => (one < other ? -1 : 1)))
-}
-
-/** Something that native code looks up off the event loop. */
-interface Lookup<T> {
-  take(): T | NativeError | null
-}
-
-/** Begins a look-up, and waits for what comes of it. */
-function asked<T>(begin: (id: number) => Lookup<T>): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const hold = new Hold()
-    let lookup: Lookup<T>
-    const id = register({
-      news() {
-        const outcome = lookup.take()
-        if (outcome === null) return
-        over()
-        try {
-          resolve(unwrap<T>(outcome))
-        } catch (error) {
-          reject(error)
-        }
-      },
-    })
-    const over = (): void => {
-      forget(id)
-      hold.release()
-    }
-    try {
-      lookup = begin(id)
-    } catch (error) {
-      over()
-      throw error
-    }
-  })
 }

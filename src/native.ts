@@ -25,7 +25,8 @@ function load(): typeof Binding {
 /** What native functions give instead of throwing. */
 type NativeError = Binding.NativeError
 
-function isError(value: unknown): value is NativeError {
+/** Whether native code gave an error. */
+export function isError(value: unknown): value is NativeError {
   return typeof value === 'object' && value !== null && 'code' in value && 'message' in value
 }
 

@@ -50,6 +50,20 @@ export interface ReceiveTrace {
   readonly error?: unknown
 }
 
+/** What subscribers of `tracing:secure-rdma:operation:*` see. The bytes themselves they do not. */
+export interface OperationTrace {
+  /** The connection. */
+  readonly connection: Connection
+  /** What is done; a list of several is one. */
+  readonly operation: 'write' | 'read' | 'compareAndSwap' | 'fetchAndAdd' | 'batch'
+  /** The name of the peer's region; of a batch there may be several. */
+  readonly region?: string
+  /** How many bytes; of a batch this is not told. */
+  readonly byteLength?: number
+  /** Why it failed. */
+  readonly error?: unknown
+}
+
 /** A channel of ours. */
 type Channel = TracingChannel<unknown, object>
 
@@ -59,6 +73,7 @@ export const traces = {
   accept: tracingChannel('secure-rdma:accept'),
   send: tracingChannel('secure-rdma:send'),
   receive: tracingChannel('secure-rdma:receive'),
+  operation: tracingChannel('secure-rdma:operation'),
 } satisfies Record<string, Channel>
 
 /** Whether anybody listens to a channel. */

@@ -25,6 +25,15 @@ pub struct NativeClosed {
     pub delivered: bool,
 }
 
+/// Some messages.
+#[napi(object, object_from_js = false)]
+pub struct NativeMessages {
+    /// Their bytes.
+    pub bytes: BufferSlice<'static>,
+    /// The length of each.
+    pub lengths: Vec<f64>,
+}
+
 /// Numbers of a connection.
 #[napi(object, object_from_js = false)]
 pub struct NativeConnectionStats {
@@ -32,6 +41,8 @@ pub struct NativeConnectionStats {
     pub messages_sent: f64,
     /// Their bytes.
     pub bytes_sent: f64,
+    /// WRITEs, READs and atomics that were posted.
+    pub operations_posted: f64,
     /// Whole messages that arrived.
     pub messages_received: f64,
     /// Their bytes.
@@ -40,12 +51,16 @@ pub struct NativeConnectionStats {
     pub segments_sent: f64,
     /// Bytes that wait to be posted.
     pub bytes_queued: f64,
+    /// Operations that wait to be posted, or whose outcome nobody has taken.
+    pub operations_pending: f64,
     /// Work requests that are posted and not yet complete.
     pub work_in_flight: f64,
     /// Messages that wait to be read.
     pub messages_ready: f64,
     /// Their bytes.
     pub bytes_ready: f64,
+    /// Immediates that wait to be read.
+    pub immediates_ready: f64,
     /// Segments that this side may send now.
     pub credits_available: f64,
     /// Segments that the peer may send now.
@@ -62,7 +77,7 @@ pub struct NativeConnectionStats {
 #[napi]
 pub struct NativeConnection {
     held: Arc<Held>,
-    external_allowed: bool,
+    house: Arc<House>,
 }
 
 struct Held(Connection);
@@ -79,16 +94,20 @@ impl Tenant for Held {
 
 impl NativeConnection {
     /// `id` rings for its news, the first time at once.
-    pub(crate) fn new(connection: Connection, house: &House, id: u32) -> Self {
+    pub(crate) fn new(connection: Connection, house: &Arc<House>, id: u32) -> Self {
         let bell = house.bell(id);
         let held = Arc::new(Held(connection));
         let tenant: Weak<Held> = Arc::downgrade(&held);
         house.enter(tenant);
         held.0.observe(Arc::new(move || bell.ring()));
-        Self { held, external_allowed: house.external_allowed() }
+        Self { held, house: Arc::clone(house) }
     }
 
-    fn connection(&self) -> &Connection {
+    pub(crate) fn house(&self) -> &House {
+        &self.house
+    }
+
+    pub(crate) fn connection(&self) -> &Connection {
         &self.held.0
     }
 }
@@ -128,11 +147,28 @@ impl NativeConnection {
             return Ok(Either4::D(error.into()));
         }
         Ok(match self.connection().receive() {
-            Received::Message(message) => Either4::A(buffers::message(&env, message, self.external_allowed)?),
+            Received::Message(message) => {
+                Either4::A(buffers::message(&env, message, self.house.external_allowed())?)
+            }
             Received::Pending => Either4::B(false),
             Received::End => Either4::C(Null),
             Received::Closed(error) => Either4::D(error.into()),
         })
+    }
+
+    /// Messages that are there, at most so many, one after the other, and their lengths.
+    ///
+    /// # Errors
+    /// When Node has no memory for them.
+    #[napi(catch_unwind)]
+    pub fn receive_many(&self, env: Env, limit: u32) -> napi::Result<NativeMessages> {
+        let (mut bytes, mut lengths) = (Vec::new(), Vec::new());
+        while lengths.len() < limit as usize && refuse_fork().is_ok() {
+            let Received::Message(message) = self.connection().receive() else { break };
+            bytes.extend_from_slice(&message);
+            lengths.push(number(message.len() as u64));
+        }
+        Ok(NativeMessages { bytes: buffers::message(&env, bytes, self.house.external_allowed())?, lengths })
     }
 
     /// Ends the own direction; gives an id as `send` does.
@@ -207,7 +243,7 @@ impl NativeConnection {
     }
 }
 
-fn id_value(id: Result<u64>) -> Either<f64, NativeError> {
+pub(crate) fn id_value(id: Result<u64>) -> Either<f64, NativeError> {
     value(id.map(number))
 }
 
@@ -216,13 +252,16 @@ impl From<ConnectionStats> for NativeConnectionStats {
         Self {
             messages_sent: number(stats.messages_sent),
             bytes_sent: number(stats.bytes_sent),
+            operations_posted: number(stats.operations_posted),
             messages_received: number(stats.messages_received),
             bytes_received: number(stats.bytes_received),
             segments_sent: number(stats.segments_sent),
             bytes_queued: number(stats.bytes_queued),
+            operations_pending: number(stats.operations_pending),
             work_in_flight: number(stats.work_in_flight),
             messages_ready: number(stats.messages_ready),
             bytes_ready: number(stats.bytes_ready),
+            immediates_ready: number(stats.immediates_ready),
             credits_available: number(stats.credits_available),
             credits_granted: number(stats.credits_granted),
             waits_for_credit: number(stats.waits_for_credit),

@@ -14,6 +14,7 @@ use crate::connecting::Connecting;
 use crate::device::{Counting, Listing};
 use crate::error::NativeError;
 use crate::options::{NativeConnect, NativeListen};
+use crate::region::NativeRegion;
 use crate::server::Listening;
 
 /// How long the end of an environment waits for the ends of its connections.
@@ -129,6 +130,13 @@ impl Environment {
     #[must_use]
     pub fn takes_external_buffers(&self) -> bool {
         self.house.external_allowed()
+    }
+
+    /// Allocates a region of so many bytes.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn allocate(&self, bytes: f64) -> Either<NativeRegion, NativeError> {
+        value(NativeRegion::allocate(&self.house, bytes))
     }
 
     /// Begins to list the devices. `id` rings when the list is there.

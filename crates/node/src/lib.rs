@@ -7,8 +7,10 @@
 mod authorize;
 mod bell;
 mod buffers;
+mod commands;
 mod connecting;
 mod connection;
+mod data_plane;
 mod device;
 mod environment;
 mod error;
@@ -17,12 +19,17 @@ mod faults;
 mod options;
 mod peer;
 mod process;
+mod region;
+mod remote;
 mod report;
 mod server;
+mod shown;
+mod work;
 
 pub use authorize::NativeQuestion;
 pub use connecting::Connecting;
-pub use connection::{NativeClosed, NativeConnection, NativeConnectionStats};
+pub use connection::{NativeClosed, NativeConnection, NativeConnectionStats, NativeMessages};
+pub use data_plane::{NativeOutcome, NativeOutcomes};
 pub use device::{Counting, Listing, NativeDevice, NativeGid, NativeLimits, NativePort};
 pub use environment::Environment;
 pub use error::{NativeError, error_codes};
@@ -32,5 +39,8 @@ pub use options::{
     NativeConnect, NativeListen, NativeOptions, NativePool, NativeQueuePair, NativeSecureContext,
 };
 pub use peer::{NativeNames, NativePeer};
+pub use region::NativeRegion;
+pub use remote::{NativeRemote, Seeking};
 pub use report::{NativeLocal, NativeReport, NativeSecrets, NativeStep, NativeTerms};
 pub use server::{Listening, NativeAddress, NativeFailure, NativeServer, NativeServerStats};
+pub use work::Work;

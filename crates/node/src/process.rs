@@ -54,6 +54,15 @@ impl Process {
     }
 }
 
+/// Drops what takes its time to drop on the pool for blocking calls: memory to unmap, and to unpin.
+pub(crate) fn drop_elsewhere<T: Send + 'static>(value: T) {
+    match Process::get() {
+        Ok(process) => process.runtime.spawn_blocking(move || drop(value)),
+        // In a forked child: the memory is a copy, and the registrations are the parent's.
+        Err(_) => std::mem::forget(value),
+    }
+}
+
 fn families() -> Vec<Arc<dyn Devices>> {
     let mut families: Vec<Arc<dyn Devices>> = vec![Arc::new(Verbs)];
     // Two of its addresses are loopback's: in a test of the embedded device they would take its place.

@@ -53,6 +53,8 @@ codes! {
     Resource = "ERR_RDMA_RESOURCE",
     /// The system has no memory.
     NoMemory = "ERR_RDMA_NO_MEMORY",
+    /// The language environment takes no memory of ours (Electron).
+    NoExternalBuffers = "ERR_RDMA_NO_EXTERNAL_BUFFERS",
     /// The operating system gave no random bytes.
     Entropy = "ERR_RDMA_ENTROPY",
 
