@@ -74,7 +74,8 @@ const actions: Record<string, (held: Held, counts: Record<string, number>) => vo
     })
   },
   use: ({ buffer, moved }) => {
-    for (const bytes of [buffer, moved]) if (bytes instanceof ArrayBuffer) new Uint8Array(bytes).fill(1)
+    for (const bytes of [buffer, moved])
+      if (bytes instanceof ArrayBuffer && bytes.byteLength > 0) new Uint8Array(bytes).fill(1)
   },
 }
 

@@ -1,6 +1,5 @@
 import { constants } from 'node:buffer'
 import { inspect, types, type InspectOptions } from 'node:util'
-import * as workers from 'node:worker_threads'
 import type { NativeRegion } from '#binding'
 import { environment } from './events.js'
 import { unwrap } from './native.js'
@@ -42,8 +41,7 @@ export class Region implements Disposable {
     this.#native = native
     this.#buffer = native.buffer()
     this.byteLength = byteLength
-    // Node 20 would hand the bytes to another thread, and let go of them when this one ends.
-    workers.markAsUntransferable(this.#buffer)
+    // Not markAsUntransferable(): Node does so itself with memory of others, and Node 24 cannot end a thread that has.
     regions.set(this.#buffer, this)
   }
 

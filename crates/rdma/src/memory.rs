@@ -4,7 +4,7 @@
 use std::fmt;
 use std::io;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crate::{Error, ErrorCode, Result};
 
@@ -24,6 +24,7 @@ pub struct Memory {
     mapped: usize,
     start: NonNull<u8>,
     length: usize,
+    outlived: AtomicBool,
 }
 
 // SAFETY: the mapping is owned by this value alone and is not tied to a thread.
@@ -54,7 +55,7 @@ impl Memory {
         };
         // SAFETY: `page` is inside the mapping, which is at least three pages long.
         let start = unsafe { mapping.add(page) };
-        let memory = Self { mapping, mapped, start, length };
+        let memory = Self { mapping, mapped, start, length, outlived: AtomicBool::new(false) };
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: the range lies inside the mapping made above.
         if unsafe { libc::mprotect(start.as_ptr().cast(), mapped - 2 * page, protection) } != 0 {
@@ -65,6 +66,13 @@ impl Memory {
         // SAFETY: the range lies inside the mapping made above.
         let _ = unsafe { libc::madvise(start.as_ptr().cast(), mapped - 2 * page, libc::MADV_DONTFORK) };
         Ok(memory)
+    }
+
+    /// Says that somebody may keep the address beyond the last owner, whom nobody can ask: a language's runtime that has
+    /// moved the memory to a thread of which it tells nothing. When the last owner is gone, the pages are given back, but the
+    /// addresses never: zeroes are there then, which may be written to.
+    pub fn keep_readable(&self) {
+        self.outlived.store(true, Ordering::Release);
     }
 
     /// The address of the first byte, for a device's registration call.
@@ -171,6 +179,11 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        if self.outlived.load(Ordering::Acquire) {
+            // Where there is no memory even for the note, the pages stay as they are.
+            let _ = self.replace(libc::PROT_READ | libc::PROT_WRITE);
+            return;
+        }
         if cfg!(debug_assertions) && self.keep_addresses() {
             return;
         }
@@ -188,12 +201,17 @@ impl Memory {
             KEPT.fetch_sub(self.mapped, Ordering::Relaxed);
             return false;
         }
+        self.replace(libc::PROT_NONE)
+    }
+
+    /// Gives the pages back; at their addresses there are others from now on, or none.
+    fn replace(&self, protection: libc::c_int) -> bool {
         // A new mapping in place of the old, rather than mprotect and madvise: neighbours merge into one, of which
         // a process may have only so many (vm.max_map_count), and nothing stays charged as committed.
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
         let start = self.mapping.as_ptr().cast();
         // SAFETY: it replaces exactly what `allocate` mapped, whose last owner is gone.
-        let kept = unsafe { libc::mmap(start, self.mapped, libc::PROT_NONE, flags, -1, 0) };
+        let kept = unsafe { libc::mmap(start, self.mapped, protection, flags, -1, 0) };
         kept != libc::MAP_FAILED
     }
 }
@@ -249,6 +267,21 @@ mod tests {
         memory.append_to(100, 4000, &mut back).unwrap();
         assert_eq!(&back[..2], [1, 2]);
         assert_eq!(back[2..], bytes[100..4100]);
+    }
+
+    #[test]
+    fn what_may_be_looked_at_later_is_zeroed_and_stays_mapped() {
+        let memory = Memory::allocate(5000).unwrap();
+        memory.write(4990, &[7; 10]).unwrap();
+        memory.keep_readable();
+        let last = memory.address().as_ptr().wrapping_add(4999);
+        drop(memory);
+        // SAFETY: that is what `keep_readable` promises.
+        unsafe {
+            assert_eq!(last.read_volatile(), 0);
+            last.write_volatile(5);
+            assert_eq!(last.read_volatile(), 5);
+        }
     }
 
     #[test]
