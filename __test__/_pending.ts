@@ -7,7 +7,7 @@ import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { inspect, types } from 'node:util'
 import test from 'ava'
-import { Connection, Server } from 'secure-rdma'
+import { Batch, Connection, Server } from 'secure-rdma'
 
 /** What teardown has begun may take a moment: nothing that is sound takes longer. */
 const GRACE = 5000
@@ -94,10 +94,12 @@ function ended(made: unknown): unknown {
   return made
 }
 
+watch(Batch)
 watch(Connection)
 watch(Server)
 watchModule('connect.js', 'connect')
 watchModule('connection.js', 'createConnection')
+watchModule('region.js', 'allocate')
 watchModule('devices.js', 'devices', 'deviceStats')
 watchModule('server.js', 'listen')
 

@@ -130,16 +130,16 @@ async function orders(plan: Plan): Promise<unknown> {
   for (let round = 0; round < plan.rounds; round++) {
     const name = `inbox ${round}`
     const sides: Held[] = []
-    let flying: Promise<string>[] = []
-    {
+    // In a function of its own, whose variables hold nothing afterwards.
+    const flying = await (async () => {
       const [theirs, own] = await Promise.all([allocate(SIZE), allocate(SIZE)])
       await accepted.publish(name, theirs, { access: ['read', 'write'] })
       const inbox = await client.remote(name)
       // Half of the rounds with the region registered before: all is in flight at once then.
       if (random.chance(0.5)) await client.write(own.slice(0, 8), inbox)
-      flying = fly(client, own, inbox)
       for (const region of [theirs, own]) sides.push({ region, buffer: region.buffer })
-    }
+      return { operations: fly(client, own, inbox) }
+    })()
     for (let i = 0; i < 12; i++) {
       const names = Object.keys(actions)
       const action = names[random.below(names.length)] ?? 'gc'
@@ -148,7 +148,7 @@ async function orders(plan: Plan): Promise<unknown> {
       counts[action] = (counts[action] ?? 0) + 1
       if (random.chance(0.1)) await sleep(0)
     }
-    for (const code of await Promise.all(flying)) counts[code] = (counts[code] ?? 0) + 1
+    for (const code of await Promise.all(flying.operations)) counts[code] = (counts[code] ?? 0) + 1
     await accepted.unpublish(name)
   }
   await close()
@@ -206,7 +206,7 @@ async function exit(plan: Plan): Promise<unknown> {
   await accepted.publish('inbox', theirs, { access: ['read', 'write'] })
   const inbox = await client.remote('inbox')
   await client.write(own.slice(0, 8), inbox)
-  fly(client, own, inbox)
+  void Promise.allSettled(fly(client, own, inbox))
   await sleep(plan.seed % 30)
   return { flying: client.stats().workInFlight }
 }

@@ -162,7 +162,7 @@ deviceTest('entries that fail alone fail the batch, when all of it is over', asy
   for (let i = 0; i < 64; i++) batch.write(own, inbox)
   const posting = batch.send(Buffer.from('behind')).post()
   await accepted.unpublish('inbox')
-  const outcome = await posting.catch((error: RdmaError) => error.code)
+  const outcome = await posting.catch((error: unknown) => (error as RdmaError).code)
   t.true(Array.isArray(outcome) || outcome === 'ERR_RDMA_REGION_REVOKED', String(outcome))
   t.is(String(await accepted.receive()), 'behind')
   t.is(client.stats().operationsPending, 0)

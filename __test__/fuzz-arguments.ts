@@ -11,7 +11,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { Duplex } from 'node:stream'
 import { inspect, types } from 'node:util'
 import * as rdma from 'secure-rdma'
-import type { Connection, Server } from 'secure-rdma'
+import type { Batch, Connection, Region, RegionSlice, RemoteRegion, RemoteSlice, Server } from 'secure-rdma'
 import { fixture } from './_certificates.js'
 import { deviceTest, type Place } from './_device.js'
 import { Random, UserError } from './_random.js'
@@ -39,6 +39,9 @@ class World {
   readonly connections: Connection[] = []
   readonly servers: Server[] = []
   readonly streams: Duplex[] = []
+  readonly regions: (Region | RegionSlice)[] = []
+  readonly remotes: (RemoteRegion | RemoteSlice)[] = []
+  readonly batches: Batch[] = []
   readonly connectOptions: Record<string, unknown>
   readonly listenOptions: Record<string, unknown>
   readonly context: Record<string, unknown>
@@ -56,6 +59,9 @@ class World {
   keep(value: unknown): void {
     if (value instanceof rdma.Connection) this.connections.push(value)
     else if (value instanceof rdma.Server) this.servers.push(value)
+    else if (value instanceof rdma.Region || value instanceof rdma.RegionSlice) this.regions.push(value)
+    else if (value instanceof rdma.RemoteRegion || value instanceof rdma.RemoteSlice) this.remotes.push(value)
+    else if (value instanceof rdma.Batch) this.batches.push(value)
     else if (value instanceof Duplex) this.streams.push(value.on('error', () => undefined))
   }
 
@@ -150,6 +156,149 @@ function onConnection(name: keyof Connection, make: (random: Random) => unknown[
   ]
 }
 
+/** Memory that there is, or anything. */
+function local(world: World, random: Random): unknown {
+  if (random.chance(0.1)) return random.anything()
+  if (random.chance(0.2)) return Array.from({ length: random.below(4) }, () => some(random, world.regions))
+  return random.chance(0.1) ? random.bytes() : some(random, world.regions)
+}
+
+const remote = (world: World, random: Random): unknown =>
+  random.chance(0.1) ? random.anything() : some(random, world.remotes)
+
+const integer = (random: Random): unknown =>
+  random.chance(0.2) ? random.anything() : BigInt(random.below(1000)) << BigInt(random.below(70))
+
+function operationOptions(random: Random): unknown {
+  if (random.chance(0.5)) return undefined
+  if (random.chance(0.1)) return random.anything()
+  const options: Record<string, unknown> = {}
+  if (random.chance(0.5)) options['offset'] = random.chance(0.7) ? random.below(100) : random.anything()
+  if (random.chance(0.3)) options['fence'] = random.chance(0.7) ? random.chance(0.5) : random.anything()
+  if (random.chance(0.3)) options['immediate'] = random.chance(0.7) ? random.below(2 ** 32) : random.anything()
+  if (random.chance(0.3)) options['signal'] = random.signal()
+  return options
+}
+
+const publishOptions = (random: Random): unknown => {
+  if (random.chance(0.1)) return random.anything()
+  const access = random.chance(0.1) ? random.anything() : ['read', 'write', 'atomic'].filter(() => random.chance(0.8))
+  return random.chance(0.5) ? { access } : { access, offset: random.below(200), length: random.below(200) }
+}
+
+const named = (random: Random): unknown => (random.chance(0.1) ? random.anything() : `name ${random.below(5)}`)
+
+/** What operations are given, by the methods that a connection and a batch have for them. */
+const operations: Record<string, (world: World, random: Random) => unknown[]> = {
+  write: (world, random) => [local(world, random), remote(world, random), operationOptions(random)],
+  read: (world, random) => [remote(world, random), local(world, random), operationOptions(random)],
+  compareAndSwap: (world, random) => [
+    remote(world, random),
+    integer(random),
+    integer(random),
+    operationOptions(random),
+  ],
+  fetchAndAdd: (world, random) => [remote(world, random), integer(random), operationOptions(random)],
+}
+
+/** Calls one of the operations, or another method, of something that there is of these. */
+function onSome(
+  owner: string,
+  name: PropertyKey,
+  of: (world: World) => readonly object[],
+  make: (world: World, random: Random) => unknown[],
+): Target {
+  return [
+    `${owner}.${String(name)}`,
+    (world, random) => {
+      const thing = some(random, of(world))
+      return thing && Reflect.apply(methodOf(thing, name), thing, make(world, random))
+    },
+  ]
+}
+
+const range = (_: World, random: Random): unknown[] =>
+  random.chance(0.2) ? args(random) : [random.below(300), random.chance(0.5) ? undefined : random.below(300)]
+
+const dataPlane: Target[] = [
+  ['allocate', (_, random) => call(rdma.allocate)(random.chance(0.8) ? 1 + random.below(10_000) : random.anything())],
+  ...Object.entries(operations).flatMap(([name, make]) => [
+    onSome('connection', name, ({ connections }) => connections, make),
+    onSome('batch', name, ({ batches }) => batches, make),
+  ]),
+  onSome(
+    'batch',
+    'send',
+    ({ batches }) => batches,
+    (_, random) => [message(random)],
+  ),
+  onSome(
+    'batch',
+    'post',
+    ({ batches }) => batches,
+    (_, random) => [waits(random)],
+  ),
+  onSome(
+    'connection',
+    'batch',
+    ({ connections }) => connections,
+    (_, random) => args(random),
+  ),
+  onSome(
+    'connection',
+    'publish',
+    ({ connections }) => connections,
+    (world, random) => [named(random), local(world, random), publishOptions(random)],
+  ),
+  onSome(
+    'connection',
+    'remote',
+    ({ connections }) => connections,
+    (_, random) => [named(random), waits(random)],
+  ),
+  onSome(
+    'connection',
+    'unpublish',
+    ({ connections }) => connections,
+    (_, random) => [named(random)],
+  ),
+  onSome(
+    'connection',
+    'receiveImmediate',
+    ({ connections }) => connections,
+    (_, random) => [waits(random)],
+  ),
+  onSome(
+    'connection',
+    'sendBatch',
+    ({ connections }) => connections,
+    (_, random) => [
+      random.chance(0.8) ? Array.from({ length: random.below(9) }, () => message(random)) : random.anything(),
+      waits(random),
+    ],
+  ),
+  onSome(
+    'connection',
+    'receiveBatch',
+    ({ connections }) => connections,
+    (_, random) => [random.chance(0.5) ? { limit: random.below(100) } : random.anything()],
+  ),
+  onSome('region', 'slice', ({ regions }) => regions, range),
+  onSome('remote', 'slice', ({ remotes }) => remotes, range),
+  ['new Region', (_, random) => construct(rdma.Region, random)],
+  ['new RegionSlice', (_, random) => construct(rdma.RegionSlice, random)],
+  ['new RemoteRegion', (_, random) => construct(rdma.RemoteRegion, random)],
+  ['new RemoteSlice', (_, random) => construct(rdma.RemoteSlice, random)],
+  ['new Batch', (_, random) => construct(rdma.Batch, random)],
+  [
+    'region.close',
+    (world, random) => {
+      const region = some(random, world.regions)
+      if (region instanceof rdma.Region && random.chance(0.2)) region.close()
+    },
+  ],
+]
+
 function onServer(name: keyof Server, make: (random: Random, world: World) => unknown[]): Target {
   return [
     `server.${String(name)}`,
@@ -178,6 +327,7 @@ const statsOf = (connection: Connection | undefined, random: Random): unknown =>
   connection && Reflect.apply(methodOf(connection.device, 'stats'), connection.device, args(random))
 
 const targets: Target[] = [
+  ...dataPlane,
   ['connect', (world, random) => call(rdma.connect)(mutated(world, random, world.connectOptions))],
   ['connect with anything', (_, random) => call(rdma.connect)(...args(random))],
   ['listen', (world, random) => call(rdma.listen)(mutated(world, random, world.listenOptions))],
@@ -300,8 +450,20 @@ async function begin(place: Place, folder: string): Promise<World> {
   ]
   const world = new World({ connectOptions, listenOptions, context: { ...server, ca: client.ca }, folder })
   world.keep(listener)
+  for (const length of [8, 64, 100, 100_000]) {
+    const region = await rdma.allocate(length)
+    for (const memory of [region, region.slice(length / 2)]) world.keep(memory)
+  }
   for (let i = 0; i < 3; i++) {
     for (const connection of await Promise.all([rdma.connect(toListener), listener.accept()])) world.keep(connection)
+  }
+  for (const [i, connection] of world.connections.entries()) {
+    world.keep(connection.batch())
+    const region = world.regions[i]
+    const other = world.connections[i ^ 1]
+    if (!region || !other) continue
+    await other.publish('at first', region, { access: ['read', 'write', 'atomic'] })
+    world.keep(await connection.remote('at first'))
   }
   return world
 }
@@ -389,11 +551,11 @@ deviceTest('the control: what must not be thrown is seen', (t) => {
 deviceTest('every export and every method has its turn', (t) => {
   const called = [...targets, ...endings].map(([name]) => name).join(' ')
   const names: string[] = Object.keys(rdma)
-  for (const owner of [rdma.Connection, rdma.Server]) {
+  for (const owner of [rdma.Connection, rdma.Server, rdma.Batch]) {
     for (const name of Reflect.ownKeys(owner.prototype)) {
       if (name !== 'constructor' && name !== inspect.custom) names.push(String(name))
     }
   }
-  const properties = ['peer', 'device', 'handshake', 'closed', 'connections']
+  const properties = ['length', 'peer', 'device', 'handshake', 'closed', 'connections']
   for (const name of names) t.true(called.includes(name) || properties.includes(name), name)
 })

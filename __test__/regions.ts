@@ -213,6 +213,8 @@ for (const [major, node] of versions()) {
       t.timeout(240_000 + workers * 10_000)
       const counts = await carriedOut(t, place, node, { task: 'workers', seed: SEED, rounds: workers })
       t.is(counts['workers'], workers)
+      // The control: what can be moved was. Node 20 copies, and has no transfer().
+      t.is(counts['moved'], major === '20' ? 0 : workers)
     },
   )
 

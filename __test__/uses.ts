@@ -4,7 +4,7 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { once } from 'node:events'
 import { inspect } from 'node:util'
-import { connect, RdmaError, type Connection } from 'secure-rdma'
+import { allocate, connect, RdmaError, type Connection } from 'secure-rdma'
 import { deviceTest } from './_device.js'
 import { join, serve, until, type Pair } from './_peers.js'
 
@@ -60,6 +60,13 @@ const uses: Record<string, (connection: Connection) => unknown> = {
   receive: (connection) => connection.receive(),
   iterate: (connection) => connection[Symbol.asyncIterator]().next(),
   dispose: (connection) => connection[Symbol.asyncDispose](),
+  'send a batch': (connection) => connection.sendBatch([Buffer.from('late'), Buffer.from('too late')]),
+  'post a batch': (connection) => connection.batch().send(Buffer.from('late')).post(),
+  'receive a batch': (connection) => connection.receiveBatch(),
+  'receive an immediate': (connection) => connection.receiveImmediate(),
+  publish: async (connection) => connection.publish('late', await allocate(8), { access: 'read' }),
+  remote: (connection) => connection.remote('never'),
+  unpublish: (connection) => connection.unpublish('never'),
   destroy: (connection) => {
     connection.destroy(new Error('again'))
   },

@@ -518,7 +518,10 @@ export class Connection implements AsyncDisposable {
     return this.#traced({ operation, region, byteLength }, () => this.#plane.post(list, signal))
   }
 
-  #traced<T>(trace: Omit<OperationTrace, 'connection' | 'error'>, work: () => Promise<T>): Promise<T> {
+  #traced(
+    trace: Omit<OperationTrace, 'connection' | 'error'>,
+    work: () => Promise<BatchOutcomes>,
+  ): Promise<BatchOutcomes> {
     if (!isTraced(traces.operation)) return work()
     return traced(traces.operation, { connection: this, ...trace }, work)
   }
@@ -586,7 +589,7 @@ export class Connection implements AsyncDisposable {
 }
 
 /** The signal, and what is told beside it. */
-function splitSignal<T extends SignalOptions>(options: T): { signal: AbortSignal | undefined; rest: unknown } {
+function splitSignal(options: SignalOptions): { signal: AbortSignal | undefined; rest: unknown } {
   const signal = signalOf(options)
   // An object that is not plain is refused by what comes next, as it is.
   if (signal === undefined || Object.getPrototypeOf(options) !== Object.prototype) return { signal, rest: options }

@@ -31,8 +31,8 @@ export class DataPlane {
   /** Regions that were registered with the device since this connection is there. */
   readonly #registered = new WeakSet<NativeRegion>()
   readonly #immediates: Arrivals<number>
-  /** For lists that are posted at once. */
-  #scratch = new Commands()
+  /** A list to be used again. */
+  #spare: Commands | undefined
 
   constructor(native: NativeConnection, unwrap: Unwrap, failure: (error: NativeError) => Error) {
     this.#native = native
@@ -77,18 +77,18 @@ export class DataPlane {
     else void this.#order.queue(work)
   }
 
-  /** An empty list, which is posted before another one is asked for. */
+  /** An empty list. Not one that is being filled: what fills it may run code of the user's, and that may ask for another. */
   list(): Commands {
-    this.#scratch.clear()
-    return this.#scratch
+    const list = this.#spare ?? new Commands()
+    this.#spare = undefined
+    return list
   }
 
-  /** Posts a list, and waits until all of it is over. */
+  /** Posts a list, and waits until all of it is over. The list is not the caller's any more. */
   post(commands: Commands, signal: AbortSignal | undefined): Promise<Outcomes> {
     if (commands.length === 0) return Promise.resolve([])
     const missing = commands.regions.filter((region) => !this.#registered.has(region))
     if (this.#order.isFree && missing.length === 0) return this.#post(commands, signal)
-    if (commands === this.#scratch) this.#scratch = new Commands()
     const registered = missing.length > 0 ? Promise.all(missing.map((region) => this.#register(region))) : undefined
     registered?.catch(() => {
       commands.clear()
@@ -130,6 +130,7 @@ export class DataPlane {
       first = this.#unwrap(this.#native.post(words, wordCount, messages, regions, remotes))
     } finally {
       commands.clear()
+      this.#spare = commands
     }
     const texts = hasOperations ? operationTexts : messageTexts
     return this.#completions.wait(first, first + length - 1, hasOperations, signal, texts)
