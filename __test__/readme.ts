@@ -12,8 +12,7 @@ import test from 'ava'
 
 const execute = promisify(execFile)
 /** ava runs at the top of the repository. */
-const example = readFileSync('examples/hello.mts', 'utf8')
-const hello = resolve('build/examples/hello.mjs')
+const examples = ['hello', 'regions'].map((name) => readFileSync(`examples/${name}.mts`, 'utf8'))
 const certificates = resolve('build/examples/demo/certificates.js')
 
 /** Where the example's server listens, and what its client then says, on the device that there is. */
@@ -24,28 +23,48 @@ const places: Record<string, { address: string; device: string }> = {
 const testDevice = process.env['SECURE_RDMA_TEST_DEVICE'] ?? ''
 const place = places[testDevice]
 
-test("the README's TypeScript is examples/hello.mts, at most 15 lines", (t) => {
+test("the README's TypeScript is examples/hello.mts, at most 15 lines, and examples/regions.mts", (t) => {
   const blocks = [...readFileSync('README.md', 'utf8').matchAll(/^```ts\n(.*?)^```$/gms)].map(([, code]) => code)
-  t.deepEqual(blocks, [example])
-  t.true(example.split('\n').length - 1 <= 15)
+  t.deepEqual(blocks, examples)
+  t.true((examples[0] ?? '').split('\n').length - 1 <= 15)
 })
 
-const hellos = place ? test : test.skip
-hellos(`[${place ? testDevice : 'no device'}] the README's example says hello over RDMA`, async (t) => {
-  const { address, device } = place ?? { address: '', device: '' }
-  const folder = mkdtempSync(join(tmpdir(), 'hello-'))
-  t.teardown(() => {
-    rmSync(folder, { recursive: true })
+/** What the examples say at their ends. */
+const says: Record<string, { server: string; client: (device: string) => string }> = {
+  hello: { server: '', client: (device) => `hello came back over ${device}\n` },
+  regions: {
+    server: 'hello was written here, with 7\n',
+    client: () => 'hello was read there, and 0n became 5n\n',
+  },
+}
+
+const onDevice = place ? test.serial : test.skip
+for (const [name, said] of Object.entries(says)) {
+  onDevice(`[${place ? testDevice : 'no device'}] the README's example "${name}" runs over RDMA`, async (t) => {
+    const { address, device } = place ?? { address: '', device: '' }
+    const folder = mkdtempSync(join(tmpdir(), `${name}-`))
+    t.teardown(() => {
+      rmSync(folder, { recursive: true })
+    })
+    await execute(process.execPath, [certificates, folder, address])
+    const example = resolve(`build/examples/${name}.mjs`)
+    const server = spawn(process.execPath, [example, 'server', address], {
+      cwd: folder,
+      stdio: ['ignore', 'pipe', 'inherit'],
+    })
+    t.teardown(() => server.kill('SIGKILL'))
+    let told = ''
+    server.stdout.setEncoding('utf8').on('data', (text: string) => {
+      told += text
+    })
+    const ended = once(server, 'close')
+    await listening(address, 7471)
+    const { stdout } = await execute(process.execPath, [example, 'client', address], { cwd: folder })
+    t.is(stdout, said.client(device))
+    t.deepEqual(await ended, [0, null])
+    t.is(told, said.server)
   })
-  await execute(process.execPath, [certificates, folder, address])
-  const server = spawn(process.execPath, [hello, 'server', address], { cwd: folder, stdio: 'inherit' })
-  t.teardown(() => server.kill('SIGKILL'))
-  const ended = once(server, 'exit')
-  await listening(address, 7471)
-  const { stdout } = await execute(process.execPath, [hello, 'client', address], { cwd: folder })
-  t.is(stdout, `hello came back over ${device}\n`)
-  t.deepEqual(await ended, [0, null])
-})
+}
 
 /** Waits until something listens there. To a server of ours this is a handshake that fails, and does not end it. */
 async function listening(host: string, port: number): Promise<void> {
