@@ -12,6 +12,7 @@ import { DataPlane } from './data-plane.js'
 import { checkDuplex, ConnectionDuplex, type DuplexOptions } from './duplex.js'
 import { RdmaError } from './errors.js'
 import { forget, Hold, reassign } from './events.js'
+import { Inbox } from './inbox.js'
 import { toRdmaError, unwrap } from './native.js'
 import { toPeer, type Peer } from './peer.js'
 import { localRange, within, type LocalBytes } from './region.js'
@@ -56,6 +57,7 @@ export class Connection implements AsyncDisposable {
   readonly #id: number
   readonly #hold: Hold
   readonly #plane: DataPlane
+  readonly #inbox: Inbox
   readonly #receives: Arrivals<Buffer>
   readonly #over = defer<Closed>()
   #outcome: Closed | undefined
@@ -79,7 +81,8 @@ export class Connection implements AsyncDisposable {
     this.#native = native
     const failure = (error: NativeError): Error => toRdmaError(error, this.#destroyedWith)
     this.#plane = new DataPlane(native, (result) => this.#unwrap(result), failure)
-    this.#receives = new Arrivals<Buffer>(() => native.receive() as Buffer | null | false | NativeError, failure)
+    this.#inbox = new Inbox(native)
+    this.#receives = new Arrivals<Buffer>(() => this.#inbox.next(), failure)
     this.#hold = new Hold()
     this.#id = id
     reassign(id, {
@@ -184,10 +187,11 @@ export class Connection implements AsyncDisposable {
     if (first === null) return null
     // Whoever else waits has asked before for what comes now.
     if (limit === 1 || this.#receives.isAwaited) return [first]
-    const { bytes, lengths } = this.#native.receiveMany(limit - 1)
+    const crossed = this.#inbox.take(limit - 1)
+    const { bytes, lengths } = this.#native.receiveMany(limit - 1 - crossed.length)
     this.#receives.rest()
     let begin = 0
-    return [first, ...lengths.map((length) => bytes.subarray(begin, (begin += length)))]
+    return [first, ...crossed, ...lengths.map((length) => bytes.subarray(begin, (begin += length)))]
   }
 
   /** All messages until the end. Leaving the loop closes nothing: another loop, or `receive()`, goes on from there. */
@@ -389,6 +393,7 @@ export class Connection implements AsyncDisposable {
    */
   destroy(error?: Error): void {
     if (this.#outcome) return
+    this.#plane.flush()
     this.#native.destroy()
     // What had failed before has a cause of its own.
     if (this.#native.closed()?.reason === 'destroyed') this.#destroyedWith = reasonOf(error)
@@ -456,7 +461,10 @@ export class Connection implements AsyncDisposable {
 
   /** Counters and levels at this moment. */
   stats(): ConnectionStats {
-    return this.#native.stats()
+    this.#plane.flush()
+    const stats = this.#native.stats()
+    const { ready, readyBytes } = this.#inbox
+    return { ...stats, messagesReady: stats.messagesReady + ready, bytesReady: stats.bytesReady + readyBytes }
   }
 
   /** The same as {@link close}. */
@@ -548,7 +556,7 @@ export class Connection implements AsyncDisposable {
         this.#writing.take(writer)
       },
       receive: () => this.#receives.next(undefined),
-      post: (message) => this.#plane.send(message),
+      post: (message) => this.#plane.sendNow(message),
       end: async () => this.#plane.end(),
       close: () => this.close(),
       destroy: (error) => {

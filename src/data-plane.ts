@@ -3,6 +3,7 @@ import { abortError } from './abort.js'
 import { Arrivals } from './arrivals.js'
 import { Commands } from './commands.js'
 import { Completions, type AbortTexts, type Outcomes } from './completions.js'
+import { Gathering } from './gathering.js'
 import { asked } from './lookup.js'
 import { Order } from './order.js'
 import type { LocalRange } from './region.js'
@@ -31,6 +32,7 @@ export class DataPlane {
   /** Regions that were registered with the device since this connection is there. */
   readonly #registered = new WeakSet<NativeRegion>()
   readonly #immediates: Arrivals<number>
+  readonly #gathering: Gathering
   /** A list to be used again. */
   #spare: Commands | undefined
 
@@ -38,6 +40,10 @@ export class DataPlane {
     this.#native = native
     this.#unwrap = unwrap
     this.#completions = new Completions(native, failure)
+    this.#gathering = new Gathering({
+      post: (list) => this.#post(list, undefined),
+      send: (bytes) => this.#acknowledged(this.#unwrap(this.#native.send(bytes)), undefined),
+    })
     this.#immediates = new Arrivals<number>(
       () => native.receiveImmediate() as number | null | false | NativeError,
       failure,
@@ -52,11 +58,20 @@ export class DataPlane {
 
   /** The connection is over, and what was done has been settled. */
   fail(error: Error): void {
+    this.flush()
     this.#completions.fail(error)
   }
 
   /** Sends one message; throws at once where it cannot be queued, unless something before it has to wait. */
   send(bytes: Uint8Array, signal?: AbortSignal): Promise<void> {
+    // What can be taken back needs an id at once.
+    const gathers = this.#order.isFree && !signal && this.#gathering.takes(bytes)
+    return gathers ? this.#gathering.add(bytes) : this.sendNow(bytes, signal)
+  }
+
+  /** The same, and never later in this turn. */
+  sendNow(bytes: Uint8Array, signal?: AbortSignal): Promise<void> {
+    this.flush()
     if (this.#order.isFree) return this.#acknowledged(this.#unwrap(this.#native.send(bytes)), signal)
     const copy = bytes.slice()
     return this.#behind(() => {
@@ -65,14 +80,21 @@ export class DataPlane {
     })
   }
 
+  /** Hands over what was gathered of this turn. */
+  flush(): void {
+    this.#gathering.flush()
+  }
+
   /** Ends this side's direction. */
   end(signal?: AbortSignal): Promise<void> {
+    this.flush()
     const end = (): Promise<void> => this.#acknowledged(this.#unwrap(this.#native.end()), signal)
     return this.#order.isFree ? end() : this.#behind(end)
   }
 
   /** Does something behind all that goes out. */
   last(work: () => void): void {
+    this.flush()
     if (this.#order.isFree) work()
     else void this.#order.queue(work)
   }
@@ -87,6 +109,7 @@ export class DataPlane {
   /** Posts a list, and waits until all of it is over. The list is not the caller's any more. */
   post(commands: Commands, signal: AbortSignal | undefined): Promise<Outcomes> {
     if (commands.length === 0) return Promise.resolve([])
+    this.flush()
     const missing = commands.regions.filter((region) => !this.#registered.has(region))
     if (this.#order.isFree && missing.length === 0) return this.#post(commands, signal)
     const registered = missing.length > 0 ? Promise.all(missing.map((region) => this.#register(region))) : undefined

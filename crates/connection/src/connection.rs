@@ -115,6 +115,12 @@ impl Connection {
         self.0.channel.take_message()
     }
 
+    /// Gives messages that are there to `take`, oldest first, until it declines one, which stays the next. They are gone
+    /// when it has not. Never blocks; `take` runs under the connection's lock, so it must neither.
+    pub fn receive_many(&self, take: impl FnMut(&[u8]) -> bool) {
+        self.0.channel.take_messages(take);
+    }
+
     /// Waits for the next message; `None` when no more will come.
     ///
     /// # Errors

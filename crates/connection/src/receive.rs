@@ -263,7 +263,12 @@ impl Receive {
         Arrived::Message
     }
 
-    /// The next message, if one is ready. Gives withheld credits free when enough has been read.
+    /// The next message, if one is ready.
+    pub(crate) fn next(&self) -> Option<&[u8]> {
+        self.ready.front().map(Vec::as_slice)
+    }
+
+    /// Takes the next message, if one is ready. Gives withheld credits free when enough has been read.
     pub(crate) fn take(&mut self, credits: &mut Credits) -> Option<Vec<u8>> {
         let message = self.ready.pop_front()?;
         self.taken(message.len(), credits);

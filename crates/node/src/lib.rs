@@ -16,6 +16,7 @@ mod environment;
 mod error;
 #[cfg(feature = "fake")]
 mod faults;
+mod messages;
 mod options;
 mod peer;
 mod process;

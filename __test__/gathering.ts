@@ -1,0 +1,78 @@
+// Messages that are sent within one turn of JavaScript cross together, and short ones come together: nobody may notice.
+
+import { RdmaError } from 'secure-rdma'
+import { deviceTest } from './_device.js'
+import { join, serve } from './_peers.js'
+
+/** Bytes that tell where they belong. */
+const patterned = (length: number): Buffer => Buffer.alloc(length).map((_, index) => (length + index) & 255) as Buffer
+
+deviceTest('messages of one turn arrive in the order of the calls, whatever their lengths', async (t, place) => {
+  const { client, accepted } = await join(t, await serve(t, place))
+  const lengths = Array.from({ length: 700 }, (_, index) => [0, 1, 64, 65, 4096, 4097, 20_000][index % 7] ?? 0)
+  const before = client.stats()
+  const sends = lengths.map(async (length) => client.send(patterned(length)))
+  const after = client.stats()
+  t.is(after.messagesSent - before.messagesSent, lengths.length, 'all have been handed over')
+  sends.push(client.end())
+  for (const length of lengths) t.true((await accepted.receive())?.equals(patterned(length)), `${length} bytes`)
+  t.is(await accepted.receive(), null)
+  await Promise.all(sends)
+})
+
+deviceTest('what is refused of a turn is refused alone', async (t, place) => {
+  const { client, accepted } = await join(t, await serve(t, place, { maxMessageSize: 1000 }))
+  const outcomes = await Promise.all(
+    [10, 1000, 1001, 0, 2000, 64].map(async (length) =>
+      client.send(patterned(length)).then(
+        () => 'sent',
+        (error: unknown) => (error as RdmaError).code,
+      ),
+    ),
+  )
+  const refused = 'ERR_RDMA_MESSAGE_TOO_LARGE'
+  t.deepEqual(outcomes, ['sent', 'sent', refused, 'sent', refused, 'sent'])
+  for (const length of [10, 1000, 0, 64]) t.is((await accepted.receive())?.length, length)
+})
+
+deviceTest('the bytes are copied before send() returns', async (t, place) => {
+  const { client, accepted } = await join(t, await serve(t, place))
+  const bytes = Buffer.alloc(64)
+  const sends = Array.from({ length: 20 }, async (_, index) => client.send(bytes.fill(index)))
+  bytes.fill(255)
+  for (let index = 0; index < 20; index++) t.is((await accepted.receive())?.[63], index)
+  await Promise.all(sends)
+})
+
+deviceTest('an end within the turn reaches those who have sent in it', async (t, place) => {
+  const served = await serve(t, place)
+  const one = await join(t, served)
+  const sends = Array.from({ length: 5 }, async () => one.client.send(Buffer.alloc(64)))
+  one.client.destroy()
+  for (const outcome of await Promise.allSettled(sends)) {
+    t.true(outcome.status === 'fulfilled' || outcome.reason instanceof RdmaError)
+  }
+  const other = await join(t, served)
+  const closing = Array.from({ length: 5 }, async () => other.client.send(Buffer.alloc(64)))
+  await Promise.all([...closing, other.client.close()])
+})
+
+deviceTest(
+  'received messages share no memory, and one by one or in batches they keep their order',
+  async (t, place) => {
+    const { client, accepted } = await join(t, await serve(t, place))
+    const sends = Array.from({ length: 100 }, async (_, index) => client.send(Buffer.alloc(10, index)))
+    await Promise.all(sends)
+    const first = await accepted.receive()
+    const second = await accepted.receive()
+    t.not(first?.buffer, second?.buffer)
+    const { messagesReady, bytesReady } = accepted.stats()
+    t.deepEqual([messagesReady, bytesReady], [98, 980])
+    const rest: Buffer[] = []
+    while (rest.length < 98) rest.push(...((await accepted.receiveBatch({ limit: 30 })) ?? []))
+    t.deepEqual(
+      [first, second, ...rest].map((message) => message?.[0]),
+      sends.map((_, index) => index),
+    )
+  },
+)
