@@ -230,7 +230,7 @@ mod tests {
                 target(&bytes);
                 for at in 0..bytes.len().min(300) {
                     target(&bytes[..at]);
-                    for value in [0, 1, 2, 5, 0x7F, 0xFF] {
+                    for value in [1, 0xFF] {
                         let mut changed = bytes.clone();
                         changed[at] = value;
                         target(&changed);

@@ -92,6 +92,17 @@ impl RemoteRegion {
         RemoteSlice { region: self.clone(), offset: 0, length: self.0.length }
     }
 
+    /// The same key as if it had been granted to `connection` with all rights, and `length` bytes from `offset` of the
+    /// address: what a hostile peer would try.
+    #[cfg(any(test, feature = "hostile"))]
+    #[must_use]
+    pub fn forged(&self, connection: &crate::Connection, offset: i64, length: u64) -> Self {
+        let all = Access::REMOTE_READ | Access::REMOTE_WRITE | Access::REMOTE_ATOMIC;
+        let address = self.0.address.wrapping_add_signed(offset);
+        let name = (u32::MAX, self.0.name.clone());
+        Self::new(connection.channel(), name, all, (address, length), self.0.rkey)
+    }
+
     /// The number that both sides call it by.
     pub(crate) fn id(&self) -> u32 {
         self.0.id

@@ -12,7 +12,7 @@ use crate::chain::{Chain, Link};
 use crate::core::Core;
 use crate::errno;
 use crate::private::PrivateDomain;
-use crate::region::check_slices;
+use crate::region::{check_places, check_slices};
 use crate::slots::{ReceiveSlots, SendRing};
 use crate::window::VerbsWindow;
 
@@ -188,7 +188,7 @@ fn check_send(
     }
     if let SendOperation::Bind { window, target, .. } = &request.operation {
         VerbsWindow::of(window, core, private)?;
-        check_slices(core, private, std::slice::from_ref(target), 1)?;
+        check_places(core, private, std::slice::from_ref(target))?;
         return Ok(());
     }
     let (SendOperation::CompareSwap { remote, .. } | SendOperation::FetchAdd { remote, .. }) =

@@ -108,6 +108,23 @@ pub(crate) fn check_slices(
     if slices.len() > max_sge as usize {
         return invalid(format!("{} pieces in a work request; the queue pair takes {max_sge}", slices.len()));
     }
+    let total = check_places(core, private, slices)?;
+    if total > u64::from(core.limits.max_message) {
+        return invalid(format!(
+            "{total} bytes in a message; {} takes {}",
+            core.name, core.limits.max_message
+        ));
+    }
+    Ok(total)
+}
+
+/// Judges where slices lie, of whatever length together: what a window is bound to is no message.
+pub(crate) fn check_places(
+    core: &Core,
+    private: Option<&Arc<PrivateDomain>>,
+    slices: &[Slice],
+) -> Result<u64> {
+    let invalid = |message: String| Err(Error::new(ErrorCode::InvalidArgument, message));
     let mut total = 0_u64;
     for slice in slices {
         if !slice.is_inside() {
@@ -131,12 +148,6 @@ pub(crate) fn check_slices(
             return invalid(format!("the region is not registered on this {}", core.name));
         }
         total += slice.length as u64;
-    }
-    if total > u64::from(core.limits.max_message) {
-        return invalid(format!(
-            "{total} bytes in a message; {} takes {}",
-            core.name, core.limits.max_message
-        ));
     }
     Ok(total)
 }

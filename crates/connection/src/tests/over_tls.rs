@@ -50,30 +50,17 @@ async fn ends() -> Ends {
     Ends { _server: server, served: two(served), clients: two(clients) }
 }
 
-/// The key of a grant, as if `to` had been granted it, with another range.
-fn forged(of: &RemoteRegion, to: &Connection, address: u64, length: u64) -> RemoteSlice {
-    let all = Access::REMOTE_READ | Access::REMOTE_WRITE | Access::REMOTE_ATOMIC;
-    let name = (7, of.name().to_owned());
-    RemoteRegion::new(to.channel(), name, all, (address, length), of.whole().at(0).rkey).whole()
-}
-
 #[tokio::test]
 async fn what_was_not_granted_ends_the_connection_that_tries_it_and_no_other() {
     type Attack = fn(&RemoteRegion, &Connection) -> RemoteSlice;
     let attacks: [(&str, usize, Access, Attack); 5] = [
         ("the key of A on B, with A's address", 1, Access::REMOTE_WRITE, |of, to| {
-            forged(of, to, of.address(), 64)
+            of.forged(to, 0, 64).whole()
         }),
-        ("a byte before its own range", 0, Access::REMOTE_WRITE, |of, to| {
-            forged(of, to, of.address() - 1, 64)
-        }),
-        ("a byte behind its own range", 0, Access::REMOTE_WRITE, |of, to| {
-            forged(of, to, of.address() + 1, 64)
-        }),
-        ("a range at the end of all addresses", 0, Access::REMOTE_WRITE, |of, to| {
-            forged(of, to, u64::MAX - 64, 64)
-        }),
-        ("a right that it has not", 0, Access::REMOTE_READ, |of, to| forged(of, to, of.address(), 64)),
+        ("a byte before its own range", 0, Access::REMOTE_WRITE, |of, to| of.forged(to, -1, 64).whole()),
+        ("a byte behind its own range", 0, Access::REMOTE_WRITE, |of, to| of.forged(to, 1, 64).whole()),
+        ("a range far away", 0, Access::REMOTE_WRITE, |of, to| of.forged(to, i64::MAX, 64).whole()),
+        ("a right that it has not", 0, Access::REMOTE_READ, |of, to| of.forged(to, 0, 64).whole()),
     ];
     for (what, attacker, access, attack) in attacks {
         let Ends { _server, served, clients } = ends().await;
