@@ -45,7 +45,8 @@ struct World {
 impl World {
     async fn new() -> Self {
         let (registry, tls) = (Registry::new(vec![Arc::new(Verbs)]), tls());
-        let listen = ListenConfig::new("10.8.0.1", 0, tls.clone());
+        let mut listen = ListenConfig::new("10.8.0.1", 0, tls.clone());
+        listen.options.handshake_timeout = PATIENCE;
         let (device, options) = (DeviceOptions::default(), ConnectionOptions::default());
         let server = Server::listen(&registry, listen, device, options).await.unwrap();
         Self { server, registry, tls }
@@ -55,6 +56,7 @@ impl World {
     async fn connect(&self) -> [Connection; 2] {
         let mut config = ConnectConfig::new("10.8.0.1", self.server.local_addr().port(), self.tls.clone());
         config.local_address = Some([10, 8, 0, 2].into());
+        config.options.handshake_timeout = PATIENCE;
         let (device, options) = (DeviceOptions::default(), ConnectionOptions::default());
         let client = connect(&self.registry, config, device, options).await.unwrap();
         let served = self.server.accept().await.unwrap();
