@@ -13,7 +13,7 @@ import type { ExecutionContext } from 'ava'
 const nodes = process.env['SECURE_RDMA_NODES']
 
 /** Versions of Node by major number: our own, and those in the cache. */
-function versions(): Map<string, string> {
+export function versions(): Map<string, string> {
   const own = process.versions.node.split('.')[0] ?? ''
   const found = new Map([[own, process.execPath]])
   const name = `node-${process.platform}-${process.arch}`

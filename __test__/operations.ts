@@ -17,7 +17,8 @@ interface Granted extends Pair {
 const ALL: RegionRight[] = ['read', 'write', 'atomic']
 
 async function granted(t: ExecutionContext, place: Place, bytes: number, access = ALL): Promise<Granted> {
-  const pair = await join(t, await serve(t, place))
+  // A path as slow as the emulated guest's may be busy with one work request for long.
+  const pair = await join(t, await serve(t, place, { pathTimeout: 30_000 }))
   const [theirs, own] = await Promise.all([allocate(bytes), allocate(bytes)])
   await pair.accepted.publish('inbox', theirs, { access })
   return { ...pair, theirs, own, inbox: await pair.client.remote('inbox') }

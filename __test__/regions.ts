@@ -7,8 +7,6 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync } from 'node:fs'
-import { homedir } from 'node:os'
-import { join as path } from 'node:path'
 import { inspect, types } from 'node:util'
 import test, { type ExecutionContext } from 'ava'
 import { allocate, Region, RegionSlice, RemoteRegion } from 'secure-rdma'
@@ -17,6 +15,7 @@ import { deviceTest, rxeTest, testDevice, type Place } from './_device.js'
 import { memoryOf } from './_guest.js'
 import { connecting, join, listening, serve } from './_peers.js'
 import { PLANNED, type Plan } from './_regions.js'
+import { versions } from './_versions.js'
 
 const ROUNDS = Number(process.env['SECURE_RDMA_REGION_ROUNDS'] ?? 100)
 const SEED = Number(process.env['SECURE_RDMA_SEED'] ?? Math.floor(Math.random() * 2 ** 31))
@@ -165,16 +164,6 @@ function wasmMemory(): unknown {
   return new Memory({ initial: 1 }).buffer
 }
 
-/** Versions of Node by major number: our own, and those that tools/node-versions.mjs has fetched. */
-function versions(): [major: string, node: string][] {
-  const own = process.versions.node.split('.')[0] ?? ''
-  const folder = process.env['SECURE_RDMA_NODES'] ?? path(homedir(), '.cache/secure-rdma/node')
-  const others = ['20', '22', '24'].filter((major) => major !== own)
-  const file = `node_modules/node-${process.platform}-${process.arch}/bin/node`
-  const there = others.map((major): [string, string] => [major, path(folder, major, file)])
-  return [[own, process.execPath], ...there.filter(([, node]) => existsSync(node) || process.env['SECURE_RDMA_NODES'])]
-}
-
 async function carriedOut(
   t: ExecutionContext,
   place: Place,
@@ -196,6 +185,10 @@ async function carriedOut(
 }
 
 for (const [major, node] of versions()) {
+  if (!existsSync(node) && process.env['SECURE_RDMA_NODES'] === undefined) {
+    test.skip(`[no Node ${major}: node tools/node-versions.mjs fetches it] F.5 #41 to #47`, () => undefined)
+    continue
+  }
   deviceTest(
     `F.5 #41, #42: Node ${major}: ${ROUNDS} random orders of what JavaScript can do to memory in flight`,
     async (t, place) => {

@@ -62,6 +62,7 @@ impl NativeConnection {
     /// Begins to take back what is published. `id` rings when the peer cannot use it any more.
     #[napi(catch_unwind)]
     #[must_use]
+    #[allow(clippy::needless_pass_by_value, reason = "as it comes from JavaScript")]
     pub fn unpublish(&self, id: u32, name: String) -> Either<Work, NativeError> {
         value(self.begin_to_unpublish(id, &name))
     }

@@ -48,15 +48,19 @@ unsafe extern "C" fn release(env: sys::napi_env, _: *mut c_void, shown: *mut c_v
 fn is_ending(env: sys::napi_env) -> bool {
     let (mut scope, mut global, mut found) = (std::ptr::null_mut(), std::ptr::null_mut(), false);
     // SAFETY: Node calls on the environment's thread, and with it alive.
-    unsafe {
-        if sys::napi_open_handle_scope(env, &raw mut scope) != sys::Status::napi_ok {
-            return true;
-        }
-        // Looking a name up may run JavaScript, and is refused where that cannot be.
-        let runs = sys::napi_get_global(env, &raw mut global) == sys::Status::napi_ok
-            && sys::napi_has_named_property(env, global, c"undefined".as_ptr(), &raw mut found)
-                == sys::Status::napi_ok;
-        let _ = sys::napi_close_handle_scope(env, scope);
-        !runs
+    if unsafe { sys::napi_open_handle_scope(env, &raw mut scope) } != sys::Status::napi_ok {
+        return true;
     }
+    // SAFETY: as above.
+    let has_global = unsafe { sys::napi_get_global(env, &raw mut global) } == sys::Status::napi_ok;
+    let mut look = || {
+        let name = c"undefined".as_ptr();
+        // SAFETY: as above, and `global` is a value of the scope that is open.
+        unsafe { sys::napi_has_named_property(env, global, name, &raw mut found) }
+    };
+    // Looking a name up may run JavaScript, and is refused where that cannot be.
+    let runs = has_global && look() == sys::Status::napi_ok;
+    // SAFETY: it was opened above.
+    let _ = unsafe { sys::napi_close_handle_scope(env, scope) };
+    !runs
 }

@@ -277,11 +277,12 @@ mod tests {
         let last = memory.address().as_ptr().wrapping_add(4999);
         drop(memory);
         // SAFETY: that is what `keep_readable` promises.
-        unsafe {
-            assert_eq!(last.read_volatile(), 0);
-            last.write_volatile(5);
-            assert_eq!(last.read_volatile(), 5);
-        }
+        let before = unsafe { last.read_volatile() };
+        // SAFETY: as above.
+        unsafe { last.write_volatile(5) };
+        // SAFETY: as above.
+        let after = unsafe { last.read_volatile() };
+        assert_eq!((before, after), (0, 5));
     }
 
     #[test]
