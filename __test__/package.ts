@@ -14,7 +14,8 @@ const root = dirname(require.resolve('secure-rdma/package.json'))
 test('import and require give one implementation', async (t) => {
   const imported = await import('secure-rdma')
   const names = Object.keys(required).sort()
-  t.deepEqual(names, ['Connection', 'RdmaError', 'Server', 'connect', 'deviceStats', 'devices', 'listen'])
+  const classes = ['Batch', 'Connection', 'RdmaError', 'Region', 'RegionSlice', 'RemoteRegion', 'RemoteSlice', 'Server']
+  t.deepEqual(names, [...classes, 'allocate', 'connect', 'deviceStats', 'devices', 'listen'])
   for (const name of names as (keyof typeof required)[]) t.is(imported[name], required[name], name)
 })
 
@@ -38,7 +39,7 @@ test('an RdmaError tells what is known, and no more', (t) => {
 })
 
 test('connections and servers cannot be constructed', (t) => {
-  for (const name of ['Connection', 'Server'] as const) {
+  for (const name of ['Batch', 'Connection', 'Region', 'RemoteRegion', 'Server'] as const) {
     const constructor = required[name] as unknown as new (...values: unknown[]) => unknown
     t.throws(() => new constructor(), { instanceOf: TypeError, message: /^Illegal constructor/ })
     t.throws(() => new constructor(Symbol('secure-rdma'), {}, 1), { instanceOf: TypeError })

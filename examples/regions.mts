@@ -17,7 +17,7 @@ if (role === 'server') {
   Buffer.from(region.buffer).write('hello')
   await connection.write(region.slice(0, 5), inbox, { offset: 8, immediate: 7 })
   const before = await connection.fetchAndAdd(inbox, 5n)
-  await connection.read(inbox.slice(0, 13), region)
+  await connection.read(inbox.slice(0, 13), region.slice(0, 13))
   const [after] = new BigUint64Array(region.buffer)
   console.log(String(Buffer.from(region.buffer, 8, 5)), 'was read there, and', before, 'became', after)
   await connection.close()
