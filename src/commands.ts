@@ -38,6 +38,8 @@ const NO_BYTES = new Uint8Array(0)
 /**
  * A list of operations on its way into native code: one crossing whatever its length, and no object for any of them.
  * Arguments are checked as they come.
+ *
+ * @internal
  */
 export class Commands {
   /** One memory in two ways: doubles, and integers of 64 bits. */

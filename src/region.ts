@@ -157,7 +157,7 @@ export interface LocalRange {
   readonly byteLength: number
 }
 
-/** Which region's bytes a value names. Memory of anybody else is refused by what it is. */
+/** Which region's bytes a value names. Memory of anybody else is refused by what it is. @internal */
 export function localRange(value: unknown, name: string): LocalRange {
   if (value instanceof RegionSlice) return rangeOf(value.region, value.byteOffset, value.byteLength)
   if (value instanceof Region) return rangeOf(value, 0, value.byteLength)
@@ -177,6 +177,8 @@ export function localRange(value: unknown, name: string): LocalRange {
 /**
  * The same, with memory of anybody else copied into a region of its own, whose native side is left in `copies`: to be closed
  * when it has been posted.
+ *
+ * @internal
  */
 export function copiedRange(value: unknown, name: string, copies: NativeRegion[]): LocalRange {
   const isForeign = ArrayBuffer.isView(value)

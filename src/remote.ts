@@ -129,7 +129,7 @@ export interface RemoteRange {
   readonly byteLength: number
 }
 
-/** What is from `offset` on. */
+/** What is from `offset` on. @internal */
 export function remoteRange(value: unknown, name: string, offset: number): RemoteRange {
   const is = (value: unknown): value is RemoteBytes => value instanceof RemoteRegion || value instanceof RemoteSlice
   if (!is(value)) throw argumentTypeError(name, 'what connection.remote() gives, or a slice of it', value)
