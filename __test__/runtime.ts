@@ -20,6 +20,9 @@ const packagePath = require.resolve('secure-rdma')
 const BLOCKED = 5000
 
 const RECEIVE_BUFFER = 65_536
+
+/** The default: messages that may be on their way before any credit comes back. */
+const CREDITS = 16
 const SIZE = 1000
 
 /**
@@ -93,11 +96,12 @@ deviceTest(
     t.regex(closed, /^(closed|peerClosed)$/)
     const meanwhile = acknowledged.filter((at) => at > began && at < ended).length
     t.log(`${sent} messages, ${meanwhile} of them acknowledged while nobody here could run`)
-    t.true(meanwhile * SIZE >= RECEIVE_BUFFER / 2, 'the device took what there was room for')
+    t.true(meanwhile > CREDITS, 'more than there was credit for: it has been given back meanwhile')
   },
 )
 
 deviceTest('a cluster: its workers use RDMA, one is killed, and the primary is unharmed', async (t, place) => {
+  t.timeout(240_000)
   const folder = scratch(t)
   const program = path(folder, 'cluster.cjs')
   const given = { server: await listening(place), client: await connecting(place, 1) }
@@ -142,7 +146,7 @@ deviceTest('a cluster: its workers use RDMA, one is killed, and the primary is u
     const main = cluster.isPrimary ? primary : worker
     main().catch((error) => { console.error(error); process.exit(1) })`
   writeFileSync(program, source)
-  const { stdout } = await promisify(execFile)(process.execPath, [program], { timeout: 50_000 })
+  const { stdout } = await promisify(execFile)(process.execPath, [program], { timeout: 200_000 })
   const told = JSON.parse(stdout) as unknown
   t.deepEqual(told, { own: 'primary', said: ['worker', 'worker', 'worker'], taken: 'ERR_RDMA_TCP', codes: [0, 0] })
 })
