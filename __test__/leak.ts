@@ -115,7 +115,7 @@ async function growth(t: ExecutionContext, child: Child, place: Place, cycles: n
 }
 
 deviceTest(`${CYCLES} cycles of connect, transfer and close leave nothing`, async (t, place) => {
-  t.timeout(60_000 + CYCLES * (testDevice === 'rxe' ? 5000 : 100))
+  t.timeout(240_000 + CYCLES * (testDevice === 'rxe' ? 5000 : 100))
   const child = Child.start(t, STEADY)
   const allowed = SLOPE + (NOISE * 1000) / CYCLES
   const per1000 = await growth(t, child, place, CYCLES)
@@ -126,7 +126,7 @@ deviceTest(`${CYCLES} cycles of connect, transfer and close leave nothing`, asyn
 })
 
 deviceTest('the control: what each cycle leaks is seen', async (t, place) => {
-  t.timeout(120_000)
+  t.timeout(240_000)
   const cycles = 40
   const planted = (4 * NOISE) / cycles
   const per1000 = await growth(t, Child.start(t, STEADY), place, cycles, planted)

@@ -245,7 +245,7 @@ async function letGo(
 }
 
 versionTest('memory that is taken away by JavaScript is missed by nobody', async (t, place, node) => {
-  t.timeout(120_000)
+  t.timeout(240_000)
   const child = Child.start(t, { node })
   const given = { server: await listening(place), client: await connecting(place, 1), lengths: LENGTHS }
   t.deepEqual(await child.run(takeAway, given), [])
@@ -254,7 +254,7 @@ versionTest('memory that is taken away by JavaScript is missed by nobody', async
 })
 
 versionTest(`${ROUNDS} random orders of letting go, with collections in flight`, async (t, place, node) => {
-  t.timeout(60_000 + ROUNDS * 2000)
+  t.timeout(240_000 + ROUNDS * 2000)
   const seed = Math.floor(Math.random() * 2 ** 31)
   const child = Child.start(t, { node })
   const given = { server: await listening(place), client: await connecting(place, 1), rounds: ROUNDS, seed }

@@ -122,7 +122,7 @@ deviceTest('the main thread and eight workers use RDMA at once, and know nothing
 const ENDS = Number(process.env['SECURE_RDMA_END_ROUNDS'] ?? 1)
 
 processTest('ends of processes in flight keep their exit code', async (t, place) => {
-  t.timeout(60_000 * ENDS)
+  t.timeout(240_000 * ENDS)
   const { server, toServer } = await serve(t, place)
   const ends = {
     'process.exit(7)': 7,
