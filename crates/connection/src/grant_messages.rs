@@ -216,6 +216,8 @@ mod tests {
     #[test]
     fn no_key_is_shown() {
         let shown = format!("{:?}", GrantMessage::Grant(grant()));
-        assert!(shown.contains("inbox") && !shown.contains(&0x3132_3334.to_string()), "{shown}");
+        assert!(shown.contains("inbox"), "{shown}");
+        let keys = [0x3132_3334.to_string(), "31323334".to_owned(), "3132_3334".to_owned()];
+        assert!(keys.iter().all(|key| !shown.contains(key)), "{shown}");
     }
 }

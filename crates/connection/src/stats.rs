@@ -28,10 +28,10 @@ pub struct ConnectionStats {
     pub work_in_flight: u64,
     /// Messages that wait to be read.
     pub messages_ready: u64,
-    /// Immediates of WRITEs that wait to be read.
-    pub immediates_ready: u64,
     /// Their bytes.
     pub bytes_ready: u64,
+    /// Immediates of WRITEs that wait to be read.
+    pub immediates_ready: u64,
     /// Segments that this side may send now.
     pub credits_available: u64,
     /// Segments that the peer may send now.
@@ -63,8 +63,8 @@ impl ConnectionStats {
             operations_pending: transmit.pending_operations() as u64,
             work_in_flight: posting.in_flight() as u64,
             messages_ready: receive.ready() as u64,
-            immediates_ready: receive.immediates() as u64,
             bytes_ready: receive.ready_bytes() as u64,
+            immediates_ready: receive.immediates() as u64,
             credits_available: credits.available().into(),
             credits_granted: credits.granted().into(),
             waits_for_credit: posting.counters.waits_for_credit,

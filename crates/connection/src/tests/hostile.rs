@@ -6,7 +6,8 @@ use std::sync::Arc;
 use secure_rdma_rdma::fake::{self, FakeDevice};
 use secure_rdma_rdma::{
     Access, AsyncEvent, Completion, Device, ErrorCode, Memory, PathMtu, QpState, QueuePair, QueuePairConfig,
-    QueuePairHandler, RKey, ReceiveRequest, Region, SendFlags, SendOperation, SendRequest, Slice, WorkId,
+    QueuePairHandler, RKey, ReceiveRequest, Region, RemoteSlice, SendFlags, SendOperation, SendRequest,
+    Slice, WorkId,
 };
 use secure_rdma_session::{Terms, UpperLayer};
 
@@ -56,6 +57,18 @@ impl Hostile {
             flags: SendFlags::empty(),
         };
         // It may be in ERR already; then there is nothing left to do wrong.
+        let _ = self.queue_pair.post_send(&[request]);
+    }
+
+    /// A WRITE of no bytes, for which no key is looked at, with an immediate.
+    fn write_immediate(&self, immediate: u32) {
+        let remote = RemoteSlice { address: 0, rkey: RKey::new(0) };
+        let request = SendRequest {
+            id: WorkId(9),
+            operation: SendOperation::Write { remote, immediate: Some(immediate) },
+            local: smallvec::smallvec![],
+            flags: SendFlags::empty(),
+        };
         let _ = self.queue_pair.post_send(&[request]);
     }
 
@@ -195,13 +208,24 @@ fn every_broken_rule_ends_the_connection() {
                 h.segment(Kind::Credit, u16::MAX, &[]);
             }
         }),
+        // Good messages: nothing else is wrong with them. The victim gives credits back as long as it has some itself.
         ("more segments than credits", &|h| {
-            for _ in 0..17 {
-                h.segment(Kind::First, 0, &first(40_000, 1));
-                for _ in 0..16 {
-                    h.segment(Kind::Middle, 0, b"x");
-                }
+            for _ in 0..200 {
+                h.segment(Kind::Only, 0, b"x");
             }
+        }),
+        ("more WRITEs with immediate than credits", &|h| {
+            for i in 0..200 {
+                h.write_immediate(i);
+            }
+        }),
+        ("a WRITE with immediate within a message", &|h| {
+            h.segment(Kind::First, 0, &first(9000, 4000));
+            h.write_immediate(7);
+        }),
+        ("a WRITE with immediate after END", &|h| {
+            h.segment(Kind::End, 0, &[]);
+            h.write_immediate(7);
         }),
     ];
     for (what, attack) in attacks {
@@ -245,11 +269,16 @@ fn a_key_that_the_peer_invalidates_ends_its_own_connection() {
 }
 
 #[test]
-fn a_message_before_the_proof_of_path_is_refused() {
-    let world = World::new();
-    let (end, hostile) = victim(&world);
-    hostile.segment(Kind::Only, 0, b"x");
-    end.until("the end", |end| matches!(end.lock().life, Life::Over(_)));
+fn nothing_is_taken_before_the_proof_of_path() {
+    let attacks: [Attack<'_>; 2] = [&|h| h.segment(Kind::Only, 0, b"x"), &|h| h.write_immediate(7)];
+    for attack in attacks {
+        let world = World::new();
+        let (end, hostile) = victim(&world);
+        attack(&hostile);
+        end.until("the end", |end| matches!(end.lock().life, Life::Over(_)));
+        let Life::Over(closed) = end.channel.lock().life.clone() else { unreachable!() };
+        assert_eq!(closed.error.unwrap().code(), ErrorCode::PeerViolation);
+    }
 }
 
 #[test]
