@@ -13,7 +13,7 @@ use crate::outgoing::{Atomic, Body, Direction, Transfer};
 use crate::pool::Reservation;
 use crate::regions::{RegionSlice, SharedRegion, check_bounds};
 use crate::remote::RemoteSlice;
-use crate::transmit::MOST_OPERATIONS;
+use crate::transmit::{MOST_OPERATIONS, Transmit};
 
 /// Bytes that an atomic reads and changes.
 const ATOMIC: u64 = 8;
@@ -127,6 +127,21 @@ impl Channel {
                 Err(Refused::Unregistered(region)) => self.register(&region)?,
             }
         }
+    }
+
+    /// Takes something out of what waits to be posted.
+    pub(crate) fn take_back<T>(&self, change: impl FnOnce(&mut Transmit) -> T) -> T {
+        self.with(|state, after| {
+            let changed = change(&mut state.transmit);
+            // What waited behind it may need less than it did. Nothing else need come that would see to that.
+            self.pump(state, after);
+            // Others may wait for this id to be done, and a close for the queue to be empty.
+            if state.transmit.advanced() {
+                self.news(state, after);
+            }
+            self.tell_when_drained(state, after);
+            changed
+        })
     }
 
     /// Registers a region with the device of this connection. **Blocks** while pages are pinned.

@@ -11,7 +11,6 @@ use crate::connection::{Connection, Received};
 use crate::operations::Operation;
 use crate::regions::{RegionSlice, SharedRegion};
 use crate::remote::RemoteSlice;
-use crate::transmit::Transmit;
 
 impl Connection {
     /// Checks all `operations`, then posts them, in their order, in one list. What credits and queue do not take at once
@@ -68,26 +67,13 @@ impl Connection {
     /// when all earlier ones are.
     #[must_use]
     pub fn withdraw(&self, id: u64) -> bool {
-        self.take_back(|transmit| transmit.withdraw(id))
-    }
-
-    fn take_back<T>(&self, change: impl FnOnce(&mut Transmit) -> T) -> T {
-        let channel = self.channel_ref();
-        channel.with(|state, after| {
-            let changed = change(&mut state.transmit);
-            // Others may wait for this id to be done, and a close for the queue to be empty.
-            if state.transmit.advanced() {
-                channel.news(state, after);
-            }
-            channel.tell_when_drained(state, after);
-            changed
-        })
+        self.channel_ref().take_back(|transmit| transmit.withdraw(id))
     }
 
     /// Says that nobody will ask for the outcome of `id`: withdraws it where that is possible, and otherwise forgets
     /// what comes of it.
     pub fn disregard(&self, id: u64) {
-        self.take_back(|transmit| transmit.disregard(id));
+        self.channel_ref().take_back(|transmit| transmit.disregard(id));
     }
 
     /// Waits until `id` is done, and takes its outcome: of an atomic what the 8 bytes held before, of anything else 0.

@@ -254,6 +254,38 @@ fn a_write_with_immediate_waits_for_credit_and_nothing_is_rnr_naked() {
     assert_eq!(world.fabric.counters().rnr_naks, 0);
 }
 
+/// Without probes nothing would come by that posts it: the peer reads nothing, so that it gives no credits.
+#[test]
+fn what_waits_behind_something_that_is_taken_back_is_posted() {
+    let world = World::new();
+    let options = ConnectionOptions { receive_buffer_size: 640, path_probe: None, ..Default::default() };
+    for withdraws in [true, false] {
+        let [a, b] = world.pair(&options);
+        let granted = grant(&world, &a, 1, 64, ALL);
+        let remote = granted.remote.whole();
+        let told = Operation::Write { local: &[], remote: &remote, immediate: Some(7), fence: false };
+        let ids = a.channel.post(&[told; 100]).unwrap();
+        a.until("the sender to run out of credits", |a| {
+            a.stats().credits_available <= 1 && a.stats().work_in_flight == 0
+        });
+        world.fabric.settle();
+        let first = done(&a) + 1;
+        let add = Operation::FetchAndAdd { remote: &remote, add: 1, fence: false };
+        let last = a.channel.post(&[add]).unwrap().start;
+        assert_eq!((a.channel.stats().work_in_flight, last), (0, ids.end), "it waits for its turn");
+        for id in first..ids.end {
+            if withdraws {
+                assert!(a.channel.take_back(|transmit| transmit.withdraw(id)), "{id}");
+            } else {
+                a.channel.take_back(|transmit| transmit.disregard(id));
+            }
+        }
+        a.until("what waited behind them to be done", |a| a.lock().transmit.done() == last);
+        assert_eq!(granted.memory.fetch_add(0, 0).unwrap(), 1);
+        assert!(first > 16 && b.channel.stats().immediates_ready == first - 1);
+    }
+}
+
 /// Credits ride on messages; where only operations flow they must go back alone, before the queue is empty.
 #[test]
 fn operations_without_end_leave_the_peer_its_credits() {
