@@ -16,7 +16,7 @@ use crate::connection::{Closed, Received};
 use crate::credit::Credits;
 use crate::grants::{Grants, Opened};
 use crate::options::ConnectionOptions;
-use crate::outgoing::Body;
+use crate::outgoing::{Body, Outgoing};
 use crate::pool::{Reservation, Slot, Waiting};
 use crate::posting::{Outlet, Posting};
 use crate::receive::Receive;
@@ -103,6 +103,7 @@ pub(crate) struct After {
     /// What was open to the peer and is no more. Dropped before its queue pair, and without the lock: it takes system
     /// calls.
     pub(crate) ended: Vec<Opened>,
+    retired: Vec<Outgoing<'static>>,
     /// Dropped without the lock: the end of a queue pair or of the channel must not happen inside itself.
     pub(crate) queue_pairs: Vec<Arc<dyn QueuePair>>,
     pub(crate) reservations: Vec<Arc<Reservation>>,
@@ -111,8 +112,18 @@ pub(crate) struct After {
 
 impl After {
     fn finish(self) {
-        let Self { slots, wakers, observer, control, flushing, ended, queue_pairs, reservations, channels } =
-            self;
+        let Self {
+            slots,
+            wakers,
+            observer,
+            control,
+            flushing,
+            ended,
+            retired,
+            queue_pairs,
+            reservations,
+            channels,
+        } = self;
         if let Some(reservation) = reservations.first() {
             reservation.resources().send.give(slots);
         }
@@ -131,7 +142,7 @@ impl After {
         if let Some(observer) = observer {
             observer();
         }
-        drop(ended);
+        drop((retired, ended));
         drop(queue_pairs);
         drop(reservations);
         drop(channels);
@@ -209,6 +220,7 @@ impl Channel {
         if !after.slots.is_empty() {
             after.reservations.extend(state.reservation.clone());
         }
+        after.retired = std::mem::take(&mut state.transmit.retired);
         drop(state);
         after.finish();
         result

@@ -34,6 +34,8 @@ pub(crate) struct Transmit {
     told: u64,
     /// What atomics gave, and operations that failed alone.
     outcomes: HashMap<u64, Result<u64>>,
+    /// What was given up before it was posted. It may hold regions last, and goes where no lock is held.
+    pub(crate) retired: Vec<Outgoing<'static>>,
     pub(crate) max_message: u64,
     pub(crate) counters: Counters,
 }
@@ -61,6 +63,7 @@ impl Transmit {
             frozen: None,
             told: 0,
             outcomes: HashMap::new(),
+            retired: Vec::new(),
             max_message: 0,
             counters: Counters::default(),
         }
@@ -138,8 +141,9 @@ impl Transmit {
         if self.queue[at].begun || matches!(self.queue[at].body, Body::End) {
             return false;
         }
-        match self.queue.remove(at).map(|out| out.body) {
-            Some(Body::Message { bytes, .. }) => {
+        let Some(out) = self.queue.remove(at) else { return false };
+        match &out.body {
+            Body::Message { bytes, .. } => {
                 self.queued_messages -= 1;
                 self.queued_bytes -= bytes.len();
                 self.counters.messages -= 1;
@@ -147,13 +151,14 @@ impl Transmit {
             }
             _ => self.counters.operations -= 1,
         }
+        self.retired.push(out);
         true
     }
 
     /// Forgets what has not been posted.
     pub(crate) fn clear(&mut self) {
         self.cut = self.cut.or(self.queue.front().map(|out| out.id));
-        self.queue.clear();
+        self.retired.extend(self.queue.drain(..));
         self.local.clear();
         self.queued_messages = 0;
         self.queued_bytes = 0;
@@ -269,14 +274,16 @@ impl Transmit {
 
     /// Ends with `error` what uses this grant of the peer and is not posted yet, also the rest of what is posted in part.
     pub(crate) fn settle_grant(&mut self, grant: u32, error: &Error) {
-        let outcomes = &mut self.outcomes;
-        self.queue.retain(|out| {
-            let settled = out.grant() == Some(grant);
-            if settled && out.wanted {
-                outcomes.insert(out.id, Err(error.clone()));
+        for out in std::mem::take(&mut self.queue) {
+            if out.grant() != Some(grant) {
+                self.queue.push_back(out);
+                continue;
             }
-            !settled
-        });
+            if out.wanted {
+                self.outcomes.insert(out.id, Err(error.clone()));
+            }
+            self.retired.push(out);
+        }
     }
 
     /// Takes what an atomic gave, or why an operation failed alone.

@@ -1,16 +1,19 @@
 //! WRITEs, READs and atomics: what they carry, in which order they complete, and what is refused.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak, mpsc};
+use std::time::Duration;
 
-use secure_rdma_rdma::{Access, Device as _, Error, ErrorCode, Memory, Region};
+use secure_rdma_rdma::{
+    Access, Device as _, Error, ErrorCode, LKey, Memory, RKey, Region, Registration, Slice,
+};
 
 use super::{End, World, message};
 use crate::channel::Channel;
 use crate::connection::Received;
 use crate::operations::Operation;
 use crate::options::ConnectionOptions;
-use crate::outgoing::PIECE;
+use crate::outgoing::{Body, Direction, PIECE, Transfer};
 use crate::regions::SharedRegion;
 use crate::remote::{RemoteRegion, RemoteSlice};
 use crate::transmit::MOST_OPERATIONS;
@@ -571,6 +574,55 @@ fn memory_lives_until_the_last_work_request_has_completed() {
     a.until("the write", |a| a.lock().transmit.done() == 1);
     assert_eq!(bytes(&granted.memory, 0, 4096), [9; 4096]);
     super::until("the memory to go", || memory.upgrade().is_none());
+}
+
+/// A registration whose end takes its time: it tells whether the channel is free meanwhile.
+struct Slow {
+    channel: Weak<Channel>,
+    free: mpsc::Sender<bool>,
+}
+
+impl Registration for Slow {}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        let Some(channel) = self.channel.upgrade() else { return };
+        let (answer, answered) = mpsc::channel();
+        std::thread::spawn(move || answer.send(channel.stats()));
+        let _ = self.free.send(answered.recv_timeout(Duration::from_secs(10)).is_ok());
+    }
+}
+
+/// What is given up may be the last to hold a region that is closed, and to deregister it is a system call.
+#[test]
+fn the_channel_is_free_while_regions_end_with_what_is_given_up() {
+    for how in ["withdrawn", "revoked", "destroyed"] {
+        let world = World::new();
+        let [a, _b] = world.pair(&ConnectionOptions::default());
+        let granted = grant(&world, &a, 1, 64, ALL);
+        let remote = granted.remote.whole();
+        world.fabric.pause();
+        a.channel.post(&[Operation::write(&[], &remote); 200]).unwrap();
+        let (free, is_free) = mpsc::channel();
+        let slow = Box::new(Slow { channel: Arc::downgrade(&a.channel), free });
+        let memory = Arc::new(Memory::allocate(64).unwrap());
+        let region = Arc::new(Region::new(slow, memory, 4096, LKey(1), RKey::new(1)));
+        let local = smallvec::smallvec![Slice::new(&region, 0, 64)];
+        let write = Transfer::new(Direction::Write { immediate: None }, local, remote.at(0), 2, false);
+        drop(region);
+        let ids = a.channel.with(|state, after| a.channel.give_out(state, after, [Body::Transfer(write)]));
+        let id = ids.unwrap().start;
+        match how {
+            "withdrawn" => assert!(a.channel.take_back(|transmit| transmit.withdraw(id))),
+            "revoked" => {
+                let revoked = granted.remote.revoked();
+                a.channel.with(|state, _| state.transmit.settle_grant(2, &revoked));
+            }
+            _ => a.channel.destroy(None),
+        }
+        assert!(is_free.recv_timeout(Duration::from_secs(20)).unwrap(), "{how}");
+        world.fabric.resume();
+    }
 }
 
 #[test]
