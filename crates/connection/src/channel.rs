@@ -103,6 +103,8 @@ pub(crate) struct After {
     /// What was open to the peer and is no more. Dropped before its queue pair, and without the lock: it takes system
     /// calls.
     pub(crate) ended: Vec<Opened>,
+    /// What the peer has let go of and is open until it is dropped, which is not done under the lock either.
+    pub(crate) closing: Vec<(u32, Opened)>,
     retired: Vec<Outgoing<'static>>,
     /// Dropped without the lock: the end of a queue pair or of the channel must not happen inside itself.
     pub(crate) queue_pairs: Vec<Arc<dyn QueuePair>>,
@@ -119,6 +121,7 @@ impl After {
             control,
             flushing,
             ended,
+            closing: _,
             retired,
             queue_pairs,
             reservations,
@@ -222,7 +225,11 @@ impl Channel {
         }
         after.retired = std::mem::take(&mut state.transmit.retired);
         drop(state);
+        let closing = std::mem::take(&mut after.closing);
         after.finish();
+        if !closing.is_empty() {
+            self.close_grants(closing);
+        }
         result
     }
 

@@ -141,7 +141,12 @@ impl Both {
         let done = match message.clone() {
             GrantMessage::Grant(grant) => grants.granted(grant, &Weak::new()),
             GrantMessage::Revoke(id) => grants.revoke(id, transmit),
-            GrantMessage::Revoked(id) => grants.revoked(id, transmit, &mut Vec::new()),
+            GrantMessage::Revoked(id) => {
+                // Its registration ends at once.
+                let revoked = grants.revoked(id, transmit, &mut Vec::new());
+                grants.closed(&[id]);
+                revoked
+            }
         };
         grants.confirm(transmit);
         assert_eq!(done.is_ok(), self.model.takes(message), "{message:?}");

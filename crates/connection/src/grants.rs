@@ -25,6 +25,8 @@ pub(crate) struct Grants {
     /// What this side has published, by id.
     published: BTreeMap<u32, Published>,
     last_id: u32,
+    /// Names of what the peer has let go of and whose registration is being ended, by id.
+    closing: BTreeMap<u32, String>,
     /// What the peer has published, by id, until it has our REVOKED.
     held: BTreeMap<u32, Held>,
     last_held: u32,
@@ -100,15 +102,17 @@ impl Grants {
         if let Some(known) = self.published.values().find(|known| known.name == name) {
             let why = match known.stage {
                 Stage::Binding { unwanted: false, .. } | Stage::Announced => "unpublish it first",
-                _ => "wait until it is unpublished",
+                _ => WAIT,
             };
-            let what = format!("{name:?} is published on this connection already: {why}");
-            return Err(Error::new(ErrorCode::RegionName, what));
+            return Err(known_name(name, why));
         }
-        if self.published.len() >= MOST || self.last_id == u32::MAX {
+        if self.closing.values().any(|known| known == name) {
+            return Err(known_name(name, WAIT));
+        }
+        if self.published.len() + self.closing.len() >= MOST || self.last_id == u32::MAX {
             let what = format!(
                 "{} regions are published on this connection, as many as can be: unpublish one",
-                self.published.len()
+                self.published.len() + self.closing.len()
             );
             return Err(Error::new(ErrorCode::RegionLimit, what));
         }
@@ -147,12 +151,21 @@ impl Grants {
             Some(Stage::Binding { unwanted: false, .. }) => PublicationState::Announcing,
             Some(Stage::Announced) => PublicationState::Announced,
             Some(_) => PublicationState::Ending,
+            None if self.closing.contains_key(&id) => PublicationState::Ending,
             None => PublicationState::Ended,
         }
     }
 
+    /// The registrations of these have ended, and with them their keys.
+    pub(crate) fn closed(&mut self, ids: &[u32]) {
+        self.closing.retain(|id, _| !ids.contains(id));
+    }
+
     /// Begins to take back what is published under this name.
     pub(crate) fn unpublish(&mut self, name: &str) -> Result<u32> {
+        if let Some((id, _)) = self.closing.iter().find(|(_, known)| *known == name) {
+            return Ok(*id);
+        }
         let named = self.published.iter_mut().find(|(_, published)| published.name == name);
         let Some((id, published)) = named else {
             let what = format!("nothing is published as {name:?} on this connection");
@@ -238,18 +251,24 @@ impl Grants {
         }
     }
 
-    /// The peer has let go of a grant. What has ended with that is added to `ended`.
+    /// The peer has let go of a grant. What is to be dropped for its key to die is added to `closing`;
+    /// [`Grants::closed`] is to be told then.
     pub(crate) fn revoked(
         &mut self,
         id: u32,
         transmit: &mut Transmit,
-        ended: &mut Vec<Opened>,
+        closing: &mut Vec<(u32, Opened)>,
     ) -> Result<()> {
         let revoking = |published: &&mut Published| matches!(published.stage, Stage::Revoking { .. });
         match self.published.get_mut(&id).filter(revoking) {
             None => return Err(violation("a REVOKED that it was not asked for")),
             Some(published) if published.opened.window.is_some() => published.invalidate(transmit),
-            Some(_) => ended.extend(self.published.remove(&id).map(|published| published.opened)),
+            Some(_) => {
+                if let Some(Published { name, opened, .. }) = self.published.remove(&id) {
+                    self.closing.insert(id, name);
+                    closing.push((id, opened));
+                }
+            }
         }
         Ok(())
     }
@@ -316,13 +335,14 @@ impl Grants {
     pub(crate) fn clear(&mut self) -> Vec<Opened> {
         self.outbox.clear();
         self.held.clear();
+        self.closing.clear();
         self.draining = 0;
         std::mem::take(&mut self.published).into_values().map(|published| published.opened).collect()
     }
 
     /// Grants of this side and of the peer that live.
     pub(crate) fn counts(&self) -> (usize, usize) {
-        (self.published.len(), self.held.len())
+        (self.published.len() + self.closing.len(), self.held.len())
     }
 }
 
@@ -343,6 +363,14 @@ impl Published {
         let rkey = self.opened.rkey;
         self.stage = Stage::Invalidating(transmit.enqueue_local(SendOperation::Invalidate { rkey }));
     }
+}
+
+/// When a name is free again that something has which is being unpublished.
+const WAIT: &str = "wait until it is unpublished";
+
+fn known_name(name: &str, why: &str) -> Error {
+    let what = format!("{name:?} is published on this connection already: {why}");
+    Error::new(ErrorCode::RegionName, what)
 }
 
 /// Refuses a name that none can have.

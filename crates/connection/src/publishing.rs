@@ -117,7 +117,7 @@ impl Channel {
                     grants.revoke(id, transmit)?;
                     grants.confirm(transmit);
                 }
-                GrantMessage::Revoked(id) => grants.revoked(id, transmit, &mut after.ended)?,
+                GrantMessage::Revoked(id) => grants.revoked(id, transmit, &mut after.closing)?,
             }
             self.pump(state, after);
             self.tell_grants(state, after);
@@ -125,6 +125,17 @@ impl Channel {
             self.tell_when_drained(state, after);
             Ok(())
         })
+    }
+
+    /// Ends registrations whose grants the peer has let go of. They are unpublished only then: a peer that has said so
+    /// and goes on writing must not find the memory when its owner has it back. **Blocks** while pages are unpinned.
+    pub(crate) fn close_grants(&self, closing: Vec<(u32, Opened)>) {
+        let ids: Vec<_> = closing.iter().map(|(id, _)| *id).collect();
+        drop(closing);
+        self.with(|state, after| {
+            state.grants.closed(&ids);
+            self.news(state, after);
+        });
     }
 
     /// The control channel takes more.

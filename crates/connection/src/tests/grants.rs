@@ -1,8 +1,8 @@
 //! Regions that are published and taken back, between two channels on the in-memory device.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use secure_rdma_rdma::fake::FakeDevice;
+use secure_rdma_rdma::fake::{Fabric, FakeDevice};
 use secure_rdma_rdma::{Access, Device as _, ErrorCode, WcStatus};
 use secure_rdma_session::UpperLayer;
 
@@ -356,6 +356,35 @@ fn the_key_is_dead_when_it_is_unpublished() {
         write(&ends[0], &slice(64), &late).unwrap();
         world.fabric.settle();
         assert_eq!(error(&ends[0]), (ErrorCode::Work, Some(WcStatus::REM_ACCESS_ERR.0)), "{}", kind.0);
+    }
+}
+
+/// Whoever hears that something is unpublished takes its memory back, and a peer may have confirmed and write on.
+#[test]
+fn nothing_is_unpublished_before_its_key_is_dead() {
+    for kind in KINDS {
+        let world = world(kind);
+        let ends = pair(&world);
+        let inbox = region(4096);
+        let (id, _) = publish(&world, &ends, "inbox", &inbox.whole().unwrap(), WRITE);
+        let opened = |fabric: &Fabric| {
+            let counters = fabric.counters();
+            (counters.regions, counters.bound_windows)
+        };
+        let before = opened(&world.fabric);
+        let found = Arc::new(OnceLock::new());
+        let (channel, fabric) = (Arc::downgrade(&ends[1].channel), world.fabric.clone());
+        let told = Arc::clone(&found);
+        ends[1].channel.observe(Arc::new(move || {
+            if channel.upgrade().is_some_and(|channel| channel.publication(id) == PublicationState::Ended) {
+                told.get_or_init(|| opened(&fabric));
+            }
+        }));
+        ends[1].channel.unpublish("inbox").unwrap();
+        settle(&world, &ends);
+        let after = opened(&world.fabric);
+        assert_ne!(before, after);
+        assert_eq!(found.get(), Some(&after), "{}", kind.0);
     }
 }
 
