@@ -588,7 +588,7 @@ impl Drop for Slow {
     fn drop(&mut self) {
         let Some(channel) = self.channel.upgrade() else { return };
         let (answer, answered) = mpsc::channel();
-        std::thread::spawn(move || answer.send(channel.stats()));
+        std::thread::spawn(move || answer.send(channel.stats().work_in_flight));
         let _ = self.free.send(answered.recv_timeout(Duration::from_secs(10)).is_ok());
     }
 }
