@@ -104,7 +104,12 @@ deviceTest('a cluster: its workers use RDMA, one is killed, and the primary is u
   t.timeout(240_000)
   const folder = scratch(t)
   const program = path(folder, 'cluster.cjs')
-  const given = { server: await listening(place), client: await connecting(place, 1) }
+  // The emulated guest needs a while for four processes at once.
+  const patient = { handshakeTimeout: 60_000 }
+  const given = {
+    server: { ...(await listening(place)), ...patient },
+    client: { ...(await connecting(place, 1)), ...patient },
+  }
   const source = `
     const cluster = require('node:cluster')
     const { once } = require('node:events')
@@ -132,7 +137,11 @@ deviceTest('a cluster: its workers use RDMA, one is killed, and the primary is u
       // What the primary has open before it forks stays its own.
       const talked = await talk()
       const workers = Array.from({ length: 3 }, () => cluster.fork())
-      const said = (await Promise.all(workers.map((worker) => once(worker, 'message')))).map(([message]) => message)
+      const answer = (worker) => new Promise((resolve, reject) => {
+        worker.once('message', resolve)
+        worker.once('exit', (code) => reject(new Error('a worker ended with ' + code)))
+      })
+      const said = await Promise.all(workers.map(answer))
       workers[0].process.kill('SIGKILL')
       await once(workers[0], 'exit')
       // A port that somebody has is refused by name: nothing is shared as cluster shares net.Server.
