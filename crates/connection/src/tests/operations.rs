@@ -443,9 +443,12 @@ fn the_send_queue_never_overruns() {
         let queue_pair = state.queue_pair.clone().unwrap();
         state.transmit.posting_mut().probe(queue_pair.as_ref()).unwrap();
     });
-    // Were there no room for the marker, the queue pair would be let go of at once.
-    a.channel.destroy(None);
-    assert!(a.channel.lock().drains.is_some());
+    // Were there no room for the marker, the queue pair would be let go of at once. Under the lock, since the flush waits
+    // for that.
+    a.channel.with(|state, after| {
+        a.channel.fail(state, after, Error::new(ErrorCode::Work, "by the test"));
+        assert!(state.drains.is_some());
+    });
     world.fabric.resume();
     a.until("all to be flushed", |a| a.lock().drains.is_none());
     let counters = world.fabric.counters();
