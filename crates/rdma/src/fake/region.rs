@@ -1,7 +1,7 @@
 //! Regions, and the keys that open them.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{
@@ -16,8 +16,8 @@ pub(super) struct Keys(Mutex<Table>);
 #[derive(Default)]
 pub(super) struct Table {
     pub(super) opened: HashMap<u32, Opened>,
-    /// Windows alive.
-    pub(super) windows: usize,
+    /// The upper 24 bits of the keys of windows that are alive: no other key has them.
+    pub(super) windows: HashSet<u32>,
     registrations: u64,
 }
 
@@ -66,7 +66,7 @@ impl Keys {
         let table = self.lock();
         let bound =
             table.opened.values().filter(|opened| matches!(opened.scope, Scope::Bound { .. })).count();
-        (table.opened.len() - bound, table.windows, bound, table.registrations)
+        (table.opened.len() - bound, table.windows.len(), bound, table.registrations)
     }
 
     /// What `key` opens to the peer of the queue pair `qpn` in `domain`.
@@ -127,7 +127,7 @@ pub(super) fn register(
     let mut table = keys.lock();
     let rkey = loop {
         let rkey = random()?;
-        if !table.opened.contains_key(&rkey) {
+        if !table.opened.contains_key(&rkey) && !table.windows.contains(&(rkey & !0xFF)) {
             break rkey;
         }
     };

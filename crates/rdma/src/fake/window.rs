@@ -22,8 +22,14 @@ pub(super) struct FakeWindow {
 
 impl FakeWindow {
     pub(super) fn create(keys: &Arc<Keys>, domain: u64) -> Result<Arc<Self>> {
-        let index = random()? & !0xFF;
-        keys.lock().windows += 1;
+        let mut table = keys.lock();
+        let index = loop {
+            let index = random()? & !0xFF;
+            if !table.opened.keys().any(|key| key & !0xFF == index) && table.windows.insert(index) {
+                break index;
+            }
+        };
+        drop(table);
         Ok(Arc::new(Self { keys: Arc::clone(keys), domain, index, next: AtomicU32::new(1) }))
     }
 
@@ -62,7 +68,7 @@ impl Drop for FakeWindow {
     fn drop(&mut self) {
         // What it opened goes when the lock is free again.
         let ended = unbind(&self.keys, |key, _| key & !0xFF == self.index);
-        self.keys.lock().windows -= 1;
+        self.keys.lock().windows.remove(&self.index);
         drop(ended);
     }
 }
