@@ -84,18 +84,25 @@ impl Wire {
 }
 
 /// Batches of the embedded device are cut before the wire until it is dropped, so that each packet is met alone.
-pub(crate) struct OneByOne;
+pub(crate) struct OneByOne {
+    /// Segments of a batch at the most, as it was.
+    before: String,
+}
 
 impl OneByOne {
     pub(crate) fn new() -> Self {
+        let told = run("ip", "-n peer -d -o link show dev p0");
+        let mut words = told.split_whitespace();
+        let before =
+            words.find(|word| *word == "gso_max_segs").and_then(|_| words.next()).unwrap().to_owned();
         run("ip", "-n peer link set dev p0 gso_max_segs 1");
-        Self
+        Self { before }
     }
 }
 
 impl Drop for OneByOne {
     fn drop(&mut self) {
-        run("ip", "-n peer link set dev p0 gso_max_segs 65535");
+        run("ip", &format!("-n peer link set dev p0 gso_max_segs {}", self.before));
     }
 }
 
@@ -197,8 +204,11 @@ impl Drop for Filter {
 /// What a command begins with that runs in rxe's namespace, and in soft's.
 const NAMESPACES: [&[&str]; 2] = [&[], &["ip", "netns", "exec", NAMESPACE]];
 
+/// By its whole name: npm puts the commands of the packages that it has installed first, and one of those is called `nft`.
+const NFT: &str = "/usr/sbin/nft";
+
 fn nft(prefix: &[&str], arguments: &[&str], input: &str) -> String {
-    let words: Vec<&str> = prefix.iter().copied().chain(["nft"]).chain(arguments.iter().copied()).collect();
+    let words: Vec<&str> = prefix.iter().copied().chain([NFT]).chain(arguments.iter().copied()).collect();
     let mut child = Command::new(words[0])
         .args(&words[1..])
         .stdin(Stdio::piped())
