@@ -1,6 +1,6 @@
 // Messages that are sent within one turn of JavaScript cross together, and short ones come together: nobody may notice.
 
-import { RdmaError } from 'secure-rdma'
+import { allocate, RdmaError } from 'secure-rdma'
 import { deviceTest } from './_device.js'
 import { join, serve } from './_peers.js'
 
@@ -76,3 +76,26 @@ deviceTest(
     )
   },
 )
+
+deviceTest('operations of the turn keep their place among the messages, and their outcomes', async (t, place) => {
+  const { client, accepted } = await join(t, await serve(t, place))
+  const [theirs, own] = [await allocate(4096), await allocate(4096)]
+  await accepted.publish('inbox', theirs, { access: ['read', 'write', 'atomic'] })
+  const inbox = await client.remote('inbox')
+  // Registered before, so that nothing waits for that.
+  await client.write(own.slice(0, 8), inbox)
+  for (let turn = 0; turn < 5; turn++) {
+    const sends = ['a', 'b', 'c'].map(async (text) => client.send(Buffer.from(text)))
+    const add = client.fetchAndAdd(inbox, 1n)
+    sends.push(client.send(Buffer.from('d')))
+    const write = client.write(own.slice(8, 8), inbox, { offset: 8, immediate: turn })
+    sends.push(client.send(Buffer.from('e')))
+    const batch = client.batch().send(Buffer.from('f')).fetchAndAdd(inbox, 0n).post()
+    sends.push(client.send(Buffer.from('g')))
+    t.is(await add, BigInt(turn))
+    t.deepEqual(await batch, [undefined, BigInt(turn + 1)])
+    await Promise.all([...sends, write])
+    for (const text of 'abcdefg') t.is(String(await accepted.receive()), text)
+    t.is(await accepted.receiveImmediate(), turn)
+  }
+})

@@ -93,7 +93,11 @@ export class Commands {
 
   /** A message. The bytes are copied. */
   send(message: unknown): void {
-    const bytes = messageBytes(message)
+    this.append(messageBytes(message))
+  }
+
+  /** The same of bytes that were checked. */
+  append(bytes: Uint8Array): void {
     const { length } = bytes
     this.#reserve(2)
     this.#number(SEND)

@@ -114,7 +114,8 @@ export class Connection implements AsyncDisposable {
 
   /**
    * Sends one message. The bytes are copied before this returns, so the caller may use them again at once. Any number
-   * of sends may be in flight; they arrive in the order of the calls. An empty message is a message too.
+   * of sends may be in flight; they arrive in the order of the calls. An empty message is a message too. The first of a
+   * turn of JavaScript goes out at once, short ones that follow it in the same turn go together at its end.
    *
    * Waits while the peer does not read. Fulfils when the peer's device has the whole message: that is not "read by the
    * peer's application".
@@ -176,7 +177,7 @@ export class Connection implements AsyncDisposable {
 
   /**
    * The messages that are there, at least one, or `null` when none will come: waits as {@link receive} does, and then takes
-   * what else has arrived. They share one memory: copy what you keep for long of small ones.
+   * what else has arrived. They may share one memory: copy what you keep for long of small ones.
    *
    * @throws {RdmaError} as {@link receive}
    */

@@ -41,6 +41,7 @@ export class DataPlane {
     this.#unwrap = unwrap
     this.#completions = new Completions(native, failure)
     this.#gathering = new Gathering({
+      list: () => this.list(),
       post: (list) => this.#post(list, undefined),
       send: (bytes) => this.#acknowledged(this.#unwrap(this.#native.send(bytes)), undefined),
     })

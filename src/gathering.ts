@@ -1,4 +1,4 @@
-import { Commands } from './commands.js'
+import type { Commands } from './commands.js'
 import type { Waiting } from './waiting.js'
 
 /** Longer messages go by themselves: of these the crossing is not what costs. */
@@ -10,7 +10,12 @@ const MOST_MESSAGES = 256
 
 /** What a list is posted with, and a message by itself. */
 export interface Sender {
-  /** Fulfils when the peer's device has all of the list. Throws where it is refused, as a whole. */
+  /** An empty list, which nobody else fills. */
+  list(): Commands
+  /**
+   * Fulfils when the peer's device has all of the list, which is not the caller's any more. Throws where it is refused, as a
+   * whole.
+   */
   post(list: Commands): Promise<unknown>
   /** The same for one message. */
   send(bytes: Uint8Array): Promise<void>
@@ -24,7 +29,7 @@ export class Gathering {
   readonly #sender: Sender
   /** Whether something was sent in this turn. */
   #begun = false
-  #list = new Commands()
+  #list: Commands | undefined
   #ends: number[] = []
   #bytes = 0
   #waiting: Waiting<void>[] = []
@@ -48,7 +53,8 @@ export class Gathering {
   /** Gathers a copy of a message; fulfils when the peer's device has it. */
   add(message: Uint8Array): Promise<void> {
     if (this.#bytes + message.length > MOST_BYTES || this.#waiting.length === MOST_MESSAGES) this.flush()
-    this.#list.send(message)
+    this.#list ??= this.#sender.list()
+    this.#list.append(message)
     this.#bytes += message.length
     this.#ends.push(this.#bytes)
     return new Promise((resolve, reject) => {
@@ -58,14 +64,16 @@ export class Gathering {
 
   /** Posts what was gathered. To be called before everything that must not overtake it. */
   flush(): void {
-    const waiting = this.#waiting
-    if (waiting.length === 0) return
-    const [ends, copies] = [this.#ends, this.#list.messages]
+    const list = this.#list
+    if (!list) return
+    const [waiting, ends, copies] = [this.#waiting, this.#ends, list.messages]
+    // Others may be given it as soon as it is posted.
+    this.#list = undefined
     this.#waiting = []
     this.#ends = []
     this.#bytes = 0
     try {
-      this.#sender.post(this.#list).then(
+      this.#sender.post(list).then(
         () => {
           for (const one of waiting) one.resolve()
         },
@@ -79,7 +87,6 @@ export class Gathering {
         this.#alone(copies.subarray(ends[index - 1] ?? 0, ends[index]), one)
       })
     }
-    this.#list.clear()
   }
 
   #alone(message: Uint8Array, waiting: Waiting<void>): void {

@@ -128,14 +128,6 @@ impl NativeConnection {
         number(self.connection().done())
     }
 
-    /// Takes back a message of which nothing has been posted; `false` when it is too late.
-    #[napi(catch_unwind)]
-    #[must_use]
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an id that `send` gave")]
-    pub fn withdraw(&self, id: f64) -> bool {
-        self.connection().withdraw(id as u64)
-    }
-
     /// The next message; `false` when there is none yet; `null` when no more will come; an error when the connection
     /// failed.
     ///
@@ -163,10 +155,15 @@ impl NativeConnection {
     #[napi(catch_unwind)]
     pub fn receive_many(&self, env: Env, limit: u32) -> napi::Result<NativeMessages> {
         let (mut bytes, mut lengths) = (Vec::new(), Vec::new());
-        while lengths.len() < limit as usize && refuse_fork().is_ok() {
-            let Received::Message(message) = self.connection().receive() else { break };
-            bytes.extend_from_slice(&message);
-            lengths.push(number(message.len() as u64));
+        if refuse_fork().is_ok() {
+            self.connection().receive_many(|message| {
+                let wanted = lengths.len() < limit as usize;
+                if wanted {
+                    bytes.extend_from_slice(message);
+                    lengths.push(number(message.len() as u64));
+                }
+                wanted
+            });
         }
         Ok(NativeMessages { bytes: buffers::message(&env, bytes, self.house.external_allowed())?, lengths })
     }
