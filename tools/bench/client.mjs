@@ -3,12 +3,9 @@
 // when it ends, and what it has found.
 
 import { connect as connectRdma } from 'secure-rdma'
-import { HOST, connect, identity, resident } from './streams.mjs'
+import { BULK, BULK_IN_FLIGHT, PLACES, SMALL, SMALL_IN_FLIGHT } from './loads.mjs'
+import { connect, identity, resident } from './streams.mjs'
 
-const SMALL = 64
-const BULK = 1 << 20
-const SMALL_IN_FLIGHT = 64
-const BULK_IN_FLIGHT = 8
 const CONNECTING = 4
 
 const [transport = '', task = '', folder = '', portText, secondsText] = process.argv.slice(2)
@@ -16,7 +13,9 @@ const port = Number(portText)
 const seconds = Number(secondsText)
 const own = identity(folder, 'client')
 
-const openRdma = () => connectRdma({ host: HOST, port, device: 'soft', ...own })
+const { server: host = '', client: localAddress, device } = PLACES[transport] ?? {}
+
+const openRdma = () => connectRdma({ host, port, localAddress, device, ...own })
 const openStream = () => connect(transport === 'tls' ? 'tls' : 'net', folder, port)
 
 /** Warms up, then measures. @param {(until: number) => Promise<Found>} work */
@@ -96,6 +95,7 @@ const RDMA = {
   async write() {
     const { allocate } = await import('secure-rdma')
     const connection = await openRdma()
+    await tell({ device: connection.device.name, pathMtu: connection.handshake.pathMtu })
     const region = await allocate(BULK)
     const target = await connection.remote('target')
     await measure(flood(BULK_IN_FLIGHT, () => connection.write(region, target)))
@@ -213,5 +213,5 @@ function written(socket, bytes) {
   })
 }
 
-await (transport === 'rdma' ? RDMA : STREAM)[task]?.()
+await (transport in PLACES ? RDMA : STREAM)[task]?.()
 process.disconnect?.()

@@ -2,19 +2,16 @@
 // From TypeScript's side: secure-rdma on the embedded device against node:net and node:tls, two processes over loopback.
 // Each round measures the neighbours one after the other; what counts is the median of the rounds' ratios.
 
-import { fork, spawnSync } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { ProcessError } from '../process.mjs'
-import { ROOT } from '../set-up.mjs'
-
-const BULK = 1 << 20
+import { BULK } from './loads.mjs'
+import { makeCertificates, measure, median } from './measure.mjs'
 
 /**
  * What is measured: a transport, a task, and what the number is.
  * @typedef {{ transport: 'rdma' | 'tls' | 'net', task: string, value: (found: Found) => number }} Side
- * @typedef {{ arrived: number, elapsed: number, resident: number, count: number, time: number, median: number, p99: number, group: string }} Found
+ * @typedef {import('./measure.mjs').Found} Found
  */
 
 /** @param {Side['transport']} transport @param {string} task @param {Side['value']} value @returns {Side} */
@@ -44,8 +41,7 @@ const RATIOS = {
 export async function measureNode({ rounds, seconds, isWanted }) {
   const folder = mkdtempSync(join(tmpdir(), 'secure-rdma-bench-'))
   try {
-    const made = spawnSync(process.execPath, [join(ROOT, 'build/examples/demo/certificates.js'), folder, '127.0.0.1'])
-    if (made.status !== 0) throw new ProcessError(`the certificates could not be made: ${made.stderr}`, 1)
+    makeCertificates(folder, '127.0.0.1')
     /** @type {Map<string, number | string>} */
     const lines = new Map()
     for (const [name, sides] of Object.entries(RATIOS)) {
@@ -89,67 +85,4 @@ async function compare(lines, name, sides, { folder, rounds, seconds }) {
   }
   lines.set(`node.${name}`, median(ratios))
   for (const [key, values] of raw) lines.set(`raw.node.${name}.${key}`, median(values))
-}
-
-/**
- * One measurement, by two processes.
- * @param {string} transport
- * @param {string} task
- * @param {string} folder
- * @param {number} seconds
- * @returns {Promise<Found>}
- */
-async function measure(transport, task, folder, seconds) {
-  const start = (/** @type {string} */ file, /** @type {string[]} */ ...more) =>
-    fork(join(ROOT, 'tools/bench', file), [transport, task, folder, ...more], {
-      serialization: 'advanced',
-      execArgv: ['--expose-gc'],
-    })
-  const server = start('server.mjs')
-  const told = () =>
-    /** @type {Promise<any>} */ (
-      new Promise((resolve, reject) => {
-        server.once('message', resolve)
-        server.once('exit', (code) => reject(new ProcessError(`the server of ${transport} ${task} ended: ${code}`, 1)))
-      })
-    )
-  const arrived = () => {
-    const answer = told()
-    server.send('how much?')
-    return answer
-  }
-  try {
-    const { port } = await told()
-    const client = start('client.mjs', String(port), String(seconds))
-    return await new Promise((resolve, reject) => {
-      /** @type {Found} */
-      const found = { arrived: 0, elapsed: 1, resident: 0, count: 0, time: 1, median: 0, p99: 0, group: '' }
-      /** @type {Promise<any> | undefined} */
-      let before
-      /** @type {Promise<any> | undefined} */
-      let after
-      client.on('message', (/** @type {any} */ news) => {
-        if (news.begins) before = arrived()
-        if (news.ends) after = arrived()
-        Object.assign(found, news)
-      })
-      // Messages may come after the process has gone; none comes after this.
-      client.once('disconnect', async () => {
-        const [first, last] = await Promise.all([before, after])
-        if (!first || !last)
-          return reject(new ProcessError(`the client of ${transport} ${task} has measured nothing`, 1))
-        const resident = last.resident - first.resident
-        resolve({ ...found, arrived: last.arrived - first.arrived, elapsed: last.at - first.at, resident })
-      })
-    })
-  } finally {
-    server.removeAllListeners('exit')
-    server.disconnect()
-  }
-}
-
-/** @param {readonly number[]} values */
-function median(values) {
-  const sorted = values.toSorted((one, other) => one - other)
-  return sorted[sorted.length >> 1] ?? NaN
 }

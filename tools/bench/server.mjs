@@ -3,17 +3,16 @@
 // much has arrived, by the channel to its parent.
 
 import { listen as listenRdma } from 'secure-rdma'
-import { HOST, identity, listen, resident } from './streams.mjs'
-
-const SMALL = 64
-const BULK = 1 << 20
+import { BULK, PLACES, SMALL } from './loads.mjs'
+import { identity, listen, resident } from './streams.mjs'
 
 const [transport = '', task = '', folder = ''] = process.argv.slice(2)
 
 /** What has arrived: bytes for `bulk`, messages for `messages`. */
 let arrived = 0
 
-const port = transport === 'rdma' ? await rdma() : await stream(transport === 'tls' ? 'tls' : 'net')
+const place = PLACES[transport]
+const port = place ? await rdma(place) : await stream(transport === 'tls' ? 'tls' : 'net')
 
 process.on('message', () => process.send?.({ arrived, at: performance.now(), resident: resident() }))
 process.on('disconnect', () => process.exit())
@@ -49,8 +48,9 @@ function receipts(socket) {
   })
 }
 
-async function rdma() {
-  const server = await listenRdma({ host: HOST, port: 0, device: 'soft', ...identity(folder, 'server') })
+/** @param {{ server: string, device?: string }} place */
+async function rdma({ server: host, device }) {
+  const server = await listenRdma({ host, port: 0, device, ...identity(folder, 'server') })
   void serve(server)
   return server.address().port
 }

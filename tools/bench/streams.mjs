@@ -8,7 +8,7 @@ import tls from 'node:tls'
 
 /** @typedef {'net' | 'tls'} Stream */
 
-export const HOST = '127.0.0.1'
+const HOST = '127.0.0.1'
 
 /**
  * The certificate and key of a role, and the authority that both sides trust.
