@@ -12,9 +12,10 @@ use std::time::Instant;
 
 use secure_rdma_rdma::{AsyncEvent, Completion, QueuePairHandler};
 
+use crate::backlog::Backlog;
 use crate::capture::{Direction, Headers};
 use crate::core::{Core, State};
-use crate::engine::{Arrival, Retired};
+use crate::engine::{Arrival, Engine, Retired};
 use crate::merging::Merging;
 use crate::ports::Family;
 use crate::socket::{BATCH, Datagrams, HOP_LIMIT, Receiver};
@@ -36,6 +37,8 @@ pub(crate) struct Intake {
     latest: usize,
     /// Whether batches are to come, of each socket.
     merging: [Merging; 2],
+    /// What is still to be received, of each socket, where a peer sends without regard for its receive buffer.
+    backlog: [Backlog; 2],
     /// Whether to look again before sleeping.
     pub(crate) spin: Spin,
     /// What the pollers' waiter is armed with.
@@ -142,12 +145,23 @@ impl Core {
         let most = intake.most.clamp(1, BATCH);
         let count = match family.receive.receive(&mut intake.receiver, most) {
             // An error is that of something sent earlier (an ICMP answer), or want of memory: none ends a socket.
-            Ok(0) | Err(_) => return (false, true),
+            Ok(0) | Err(_) => {
+                if let Some(backlog) = intake.backlog.get_mut(socket).filter(|backlog| backlog.is_open()) {
+                    let engine = &mut state.get_or_insert_with(|| self.state()).engine;
+                    end(backlog, family, engine, Instant::now());
+                }
+                return (false, true);
+            }
             Ok(count) => count,
         };
         let now = Instant::now();
         *arrived = Some(now);
         let state = state.get_or_insert_with(|| self.state());
+        let all = count < most;
+        let unpaced = state.engine.has_unpaced_peers();
+        if unpaced {
+            state.engine.set_backlog(now, true);
+        }
         let (mut packets, mut bytes) = (0, 0);
         for index in 0..count {
             let Some(datagrams) = intake.receiver.get(index) else { continue };
@@ -179,7 +193,13 @@ impl Core {
         {
             merging.received(&family.receive, count, packets);
         }
-        (true, count < most)
+        if unpaced && let Some(backlog) = intake.backlog.get_mut(socket) {
+            backlog.received(packets);
+            if all {
+                end(backlog, family, &mut state.engine, now);
+            }
+        }
+        (true, all)
     }
 
     /// Takes from the engine what handlers are to be told, and lets go of it. Tells whether there is something to send.
@@ -230,6 +250,14 @@ impl Core {
             hop_limit: HOP_LIMIT,
         };
         capture.write(&headers, 0, datagrams.segment_size, datagrams.bytes);
+    }
+}
+
+/// All that had come to a socket was handled.
+fn end(backlog: &mut Backlog, family: &Family, engine: &mut Engine, now: Instant) {
+    engine.set_backlog(now, false);
+    if backlog.end(&family.receive) {
+        engine.note_overflow(now);
     }
 }
 

@@ -99,6 +99,9 @@ impl Engine {
             regions: Regions::new(Arc::clone(&entropy))?,
             receive_queues: ReceiveQueues::default(),
             budgets: Budgets::new(config.receive_buffer),
+            unpaced: 0,
+            backlog: false,
+            gaps: Vec::new(),
             schedule: Schedule::default(),
             timers: Timers::default(),
             events: VecDeque::new(),
@@ -288,6 +291,39 @@ impl Engine {
         queue_pair.settle(&mut self.shared, now);
         let peer = queue_pair.budget();
         self.let_in(peer);
+    }
+
+    /// Whether a peer knows nothing of the own receive buffer, and may send more than it holds: rxe and NICs do. Then
+    /// [`Engine::set_backlog`] and [`Engine::note_overflow`] are of use.
+    #[must_use]
+    pub fn has_unpaced_peers(&self) -> bool {
+        self.shared.unpaced > 0
+    }
+
+    /// Tells whether more packets have come than those that are handled next. To such a peer NAKs for missing packets wait
+    /// until there are none: what it sends again at once finds room in the receive buffer then.
+    pub fn set_backlog(&mut self, now: Instant, backlog: bool) {
+        self.told(now);
+        self.shared.backlog = backlog;
+        if backlog {
+            return;
+        }
+        for qpn in std::mem::take(&mut self.shared.gaps) {
+            let Some(queue_pair) = self.queue_pairs.get_mut(&qpn) else { continue };
+            queue_pair.end_backlog(&mut self.shared, now);
+            queue_pair.settle(&mut self.shared, now);
+        }
+    }
+
+    /// Packets that came to this host were dropped, since the receive buffer was full, and all others have been handled.
+    /// Nothing says whose they were.
+    pub fn note_overflow(&mut self, now: Instant) {
+        self.told(now);
+        for queue_pair in self.queue_pairs.values_mut() {
+            if queue_pair.note_overflow(&mut self.shared, now) {
+                queue_pair.settle(&mut self.shared, now);
+            }
+        }
     }
 
     /// Does what is due at `now`.

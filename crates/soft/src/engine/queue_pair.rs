@@ -35,6 +35,12 @@ pub(super) struct Shared {
     pub(super) regions: Regions,
     pub(super) receive_queues: ReceiveQueues,
     pub(super) budgets: Budgets,
+    /// Queue pairs whose peer knows nothing of the own receive buffer.
+    pub(super) unpaced: usize,
+    /// Whether packets have come that are still to be handled.
+    pub(super) backlog: bool,
+    /// Queue pairs with a gap that is to be reported behind them.
+    pub(super) gaps: Vec<Qpn>,
     pub(super) schedule: Schedule,
     pub(super) timers: Timers,
     pub(super) events: VecDeque<(Qpn, AsyncEvent)>,

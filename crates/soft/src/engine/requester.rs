@@ -38,8 +38,8 @@ pub(super) struct Requester {
     pub(super) window: CongestionWindow,
     /// Packets since the last that asked for an acknowledgement.
     unasked: u32,
-    /// Whether batches go out as such.
-    batches: bool,
+    /// Whether the packets of a long message, and the responses to a long READ, come in batches.
+    pub(super) batches: bool,
     /// What this queue pair has in flight to the peer's receive buffer, and to the own.
     pub(super) charged: (u64, u64),
     /// Up to which PSN that is so. A packet that is sent again takes no more: its first copy may still be there.

@@ -39,6 +39,12 @@ pub(super) struct Responder {
     not_ready: bool,
     /// A NAK was sent for the packets that are missing: one per gap.
     gap_reported: bool,
+    /// Packets behind a gap that is to be reported when all that has come was handled.
+    behind_gap: u32,
+    /// The PSN of the last such NAK.
+    last_gap: Option<u64>,
+    /// When the last request came.
+    heard: Option<Instant>,
     rate: NakRate,
 }
 
@@ -52,6 +58,12 @@ pub(super) enum Message {
     /// A WRITE: what its RETH said, less what has come.
     Write { address: u64, rkey: RKey, left: u32, total: u32 },
 }
+
+/// How long after a request an overflow of the receive buffer may have taken what came behind it.
+const LATELY: Duration = Duration::from_millis(10);
+
+/// Packets behind a gap after which it is reported although more have come: as many as rxe has under way.
+const MOST_BEHIND: u32 = 128;
 
 /// How many NAKs were sent within this second.
 #[derive(Default)]
@@ -142,6 +154,7 @@ impl QueuePair {
     /// Takes a request.
     pub(super) fn handle_request(&mut self, shared: &mut Shared, now: Instant, packet: &Packet<'_>) {
         let expected = self.responder.expected;
+        self.responder.heard = Some(now);
         // 1. The PSN.
         let count = self.responder.sequence.count(packet.psn(), expected);
         match count {
@@ -153,6 +166,7 @@ impl QueuePair {
             count => return self.handle_duplicate(shared, packet, count),
         }
         self.responder.gap_reported = false;
+        self.responder.behind_gap = 0;
         self.responder.not_ready = false;
 
         match self.handle_expected(shared, packet, expected) {
@@ -189,21 +203,76 @@ impl QueuePair {
     /// A request before which something is missing (IBTA 9.7.5.1.1): one NAK per gap, and not too many a second, since
     /// anybody can forge what looks like one.
     fn out_of_sequence(&mut self, shared: &mut Shared, now: Instant) {
-        let responder = &mut self.responder;
         shared.counters.out_of_seq_request += 1;
+        let unpaced = self.is_unpaced();
+        let responder = &mut self.responder;
         if responder.not_ready {
             shared.counters.dropped_rnr_wait += 1;
         } else if responder.gap_reported {
             shared.counters.dropped_out_of_seq += 1;
-        } else if !responder.rate.allows(now, shared.config.max_nak_rate)
+        } else if unpaced && shared.backlog && responder.behind_gap < MOST_BEHIND {
+            if responder.behind_gap == 0 {
+                shared.gaps.push(self.qpn);
+            }
+            responder.behind_gap += 1;
+            shared.counters.dropped_out_of_seq += 1;
+        } else {
+            self.report_gap(shared, now);
+        }
+    }
+
+    /// Asks for the packet that is missing.
+    fn report_gap(&mut self, shared: &mut Shared, now: Instant) {
+        let unpaced = self.is_unpaced();
+        let responder = &mut self.responder;
+        responder.behind_gap = 0;
+        if !responder.rate.allows(now, shared.config.max_nak_rate)
             && !shared.config.planted(Defect::NakLimitIgnored)
         {
             shared.counters.limited_seq_err += 1;
-        } else {
-            responder.gap_reported = !shared.config.planted(Defect::NakPerPacket);
-            let syndrome = Syndrome::Nak(NakCode::PsnSequenceError);
-            responder.answers.refuse(responder.expected, syndrome, responder.msn);
+            return;
         }
+        // rxe takes no second NAK until an ACK has told it of progress.
+        let before = responder.last_gap.replace(responder.expected);
+        if unpaced
+            && let Some(newest) = responder.acknowledgeable
+            && before.is_some_and(|before| newest >= before)
+        {
+            responder.answers.acknowledge(newest, responder.msn, false);
+        }
+        responder.gap_reported = !shared.config.planted(Defect::NakPerPacket);
+        let syndrome = Syndrome::Nak(NakCode::PsnSequenceError);
+        responder.answers.refuse(responder.expected, syndrome, responder.msn);
+    }
+
+    /// Everything that has come was handled.
+    pub(super) fn end_backlog(&mut self, shared: &mut Shared, now: Instant) {
+        if self.responder.behind_gap > 0 {
+            self.report_gap(shared, now);
+        }
+    }
+
+    /// Packets that came were dropped, since the receive buffer was full. The end of what a peer sends in one go is what
+    /// such a buffer drops. Nothing comes behind it that would show the gap, and the peer would wait for its timeout, half
+    /// a second of rxe's. So where a message was just coming, from a peer that does not know how much there is room
+    /// for, its next packet is asked for. A peer that has not sent that yet just sends it. Tells whether it was.
+    pub(super) fn note_overflow(&mut self, shared: &mut Shared, now: Instant) -> bool {
+        let unpaced = self.is_unpaced();
+        let responder = &mut self.responder;
+        let lately = responder.heard.is_some_and(|heard| now.saturating_duration_since(heard) <= LATELY);
+        let is_coming =
+            unpaced && lately && !responder.not_ready && !matches!(responder.message, Message::None);
+        if is_coming {
+            // What was sent again for an earlier NAK may be among what was dropped.
+            responder.gap_reported = false;
+            self.report_gap(shared, now);
+        }
+        is_coming
+    }
+
+    /// Whether the peer sends without regard for the own receive buffer, as rxe and NICs do.
+    fn is_unpaced(&self) -> bool {
+        self.flows.as_ref().is_some_and(|flows| flows.path.receive_buffer.is_none())
     }
 
     /// The request with the expected PSN.

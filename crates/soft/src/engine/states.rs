@@ -56,9 +56,12 @@ impl QueuePair {
             return Err(refused("the two addresses are of two families"));
         };
         self.leave_path(shared);
-        if let Some(limit) = path.receive_buffer {
-            shared.budgets.join(path.peer, limit);
+        match path.receive_buffer {
+            Some(limit) => shared.budgets.join(path.peer, limit),
+            None => shared.unpaced += 1,
         }
+        // A peer of another make sends the responses to READs one by one.
+        self.requester.batches = shared.config.batches && path.receive_buffer.is_some();
         self.flows = Some(flows);
         Ok(())
     }
@@ -67,8 +70,9 @@ impl QueuePair {
     pub(super) fn leave_path(&mut self, shared: &mut Shared) {
         let Some(flows) = self.flows.take() else { return };
         self.requester.release_all(shared, &flows);
-        if flows.path.receive_buffer.is_some() {
-            shared.budgets.leave(flows.path.peer);
+        match flows.path.receive_buffer {
+            Some(_) => shared.budgets.leave(flows.path.peer),
+            None => shared.unpaced = shared.unpaced.saturating_sub(1),
         }
     }
 

@@ -5,6 +5,8 @@ use std::time::Duration;
 use secure_rdma_rdma::{Entropy, PathMtu, SendOperation};
 use secure_rdma_roce::Opcode;
 
+use crate::engine::Config;
+
 use super::pair::{ALL, Fate, Options, Pair, Sent, bytes_of, pattern, remote, seeded};
 
 pub(super) fn random(entropy: &dyn Entropy, below: u32) -> u32 {
@@ -252,5 +254,116 @@ fn an_atomic_is_executed_once_though_its_answers_are_lost() {
         assert_eq!(bytes_of(&local), expected);
         let counters = pair.sides[1].engine.counters();
         assert_eq!(counters.responded_atomics, 10);
+    }
+}
+
+#[test]
+fn the_end_of_a_burst_that_a_full_receive_buffer_has_dropped_is_asked_for_at_once() {
+    const LENGTH: usize = 20 * 1024;
+    let write = |options: &Options| {
+        let mut pair = Pair::with(options);
+        let local = pair.sides[0].region(LENGTH, ALL);
+        let far = pair.sides[1].region(LENGTH, ALL);
+        local.memory().write(0, &pattern(LENGTH)).unwrap();
+        let mut packets = 0;
+        pair.filter = Box::new(move |sent| {
+            packets += u32::from(sent.from == 0);
+            if sent.from == 0 && (11..=20).contains(&packets) { Fate::Drop } else { Fate::Pass }
+        });
+        let operation = SendOperation::Write { remote: remote(&far, 0), immediate: None };
+        pair.send(0, operation, &[(&local, 0, LENGTH)]);
+        pair.exchange();
+        assert!(pair.sides[0].completions.is_empty(), "the last ten are missing, and nothing shows it");
+        pair.sides[1].engine.note_overflow(pair.now);
+        pair.exchange();
+        (pair, bytes_of(&far))
+    };
+    let (mut pair, written) = write(&Options::default());
+    assert_eq!(pair.sides[0].statuses(), [(1, 0)], "and no time has passed");
+    assert_eq!(written, pattern(LENGTH));
+    assert_eq!(pair.sides[0].engine.counters().retransmitted_pkts, 10);
+    let acknowledged = pair.log.iter().filter(|sent| sent.opcode == Opcode::Acknowledge).count();
+    assert_eq!(acknowledged, 2, "the NAK, and the ACK of all");
+    pair.sides[1].engine.note_overflow(pair.now);
+    pair.exchange();
+    assert_eq!(pair.sides[1].engine.counters().sent_seq_err, 1, "no message is coming");
+
+    // A peer that knows how much there is room for has lost its packets elsewhere, and sees to it by itself.
+    let (pair, _) = write(&Options { receive_buffer: Some(1 << 20), ..Options::default() });
+    assert!(pair.sides[0].completions.is_empty());
+    assert!(!pair.sides[1].engine.has_unpaced_peers());
+}
+
+#[test]
+fn an_overflow_long_after_a_request_is_not_taken_for_a_loss_of_what_follows_it() {
+    let mut pair = Pair::new();
+    let local = pair.sides[0].region(4096, ALL);
+    let far = pair.sides[1].region(4096, ALL);
+    let mut packets = 0;
+    pair.filter = Box::new(move |sent| {
+        packets += u32::from(sent.from == 0);
+        if sent.from == 0 && packets > 1 { Fate::Drop } else { Fate::Pass }
+    });
+    let operation = SendOperation::Write { remote: remote(&far, 0), immediate: None };
+    pair.send(0, operation, &[(&local, 0, 4096)]);
+    pair.exchange();
+    pair.sides[1].engine.note_overflow(pair.now + Duration::from_millis(11));
+    pair.exchange();
+    assert_eq!(pair.sides[1].engine.counters().sent_seq_err, 0);
+    pair.sides[1].engine.note_overflow(pair.now + Duration::from_millis(10));
+    pair.exchange();
+    assert_eq!(pair.sides[1].engine.counters().sent_seq_err, 1);
+}
+
+#[test]
+fn a_gap_is_reported_to_a_peer_of_another_make_behind_all_that_has_come() {
+    const LENGTH: usize = 200 * 1024;
+    let naks = |options: &Options, packets: u32, backlog: bool| {
+        let mut pair = Pair::with(options);
+        let local = pair.sides[0].region(LENGTH, ALL);
+        let far = pair.sides[1].region(LENGTH, ALL);
+        let mut sent = 0;
+        pair.filter = Box::new(move |packet| {
+            sent += u32::from(packet.from == 0);
+            if packet.from == 0 && sent == 2 { Fate::Drop } else { Fate::Pass }
+        });
+        pair.sides[1].engine.set_backlog(pair.now, backlog);
+        let operation = SendOperation::Write { remote: remote(&far, 0), immediate: None };
+        pair.send(0, operation, &[(&local, 0, packets as usize * 1024)]);
+        pair.exchange();
+        let held = pair.sides[1].engine.counters().sent_seq_err;
+        pair.sides[1].engine.set_backlog(pair.now, false);
+        pair.exchange();
+        (held, pair.sides[1].engine.counters().sent_seq_err, pair.sides[0].statuses().len())
+    };
+    let config = Config { initial_window: 200, max_window: 200, ..Config::default() };
+    let options = Options { config, ..Options::default() };
+    assert_eq!(naks(&options, 20, false), (1, 1, 1));
+    assert_eq!(naks(&options, 20, true), (0, 1, 1), "it is empty when the peer sends again");
+    assert_eq!(naks(&options, 200, true), (1, 1, 1), "but if it never is");
+    let soft = Options { receive_buffer: Some(1 << 20), ..options };
+    assert_eq!(naks(&soft, 20, true), (1, 1, 1), "who regards the buffer has not filled it");
+}
+
+#[test]
+fn a_second_nak_comes_behind_an_ack_of_what_has_come_since_the_first() {
+    for (receive_buffer, answers) in [
+        (None, vec![Some(0x60), Some(0x1F), Some(0x60), Some(0x1F)]),
+        (Some(1 << 20), vec![Some(0x60), Some(0x60), Some(0x1F)]),
+    ] {
+        let mut pair = Pair::with(Options { receive_buffer, ..Options::default() });
+        let local = pair.sides[0].region(20 * 1024, ALL);
+        let far = pair.sides[1].region(20 * 1024, ALL);
+        let mut sent = 0;
+        pair.filter = Box::new(move |packet| {
+            sent += u32::from(packet.from == 0);
+            if packet.from == 0 && (sent == 5 || sent == 30) { Fate::Drop } else { Fate::Pass }
+        });
+        let operation = SendOperation::Write { remote: remote(&far, 0), immediate: None };
+        pair.send(0, operation, &[(&local, 0, 20 * 1024)]);
+        pair.exchange();
+        assert_eq!(pair.sides[0].statuses(), [(1, 0)]);
+        let told: Vec<_> = pair.log.iter().filter(|sent| sent.from == 1).map(|sent| sent.syndrome).collect();
+        assert_eq!(told, answers, "{receive_buffer:?}");
     }
 }

@@ -98,6 +98,8 @@ pub(super) struct Sent {
     pub(super) at: Instant,
     pub(super) opcode: Opcode,
     pub(super) psn: u32,
+    /// Of what has an AETH, its syndrome.
+    pub(super) syndrome: Option<u8>,
 }
 
 type Filter = Box<dyn FnMut(&Sent) -> Fate>;
@@ -335,8 +337,13 @@ impl Pair {
             self.batches.push(segments.len());
             for (segment, bytes) in segments.iter().enumerate() {
                 let packet = Packet::new_checked(bytes).unwrap();
-                let sent =
-                    Sent { from: index, at: self.now, opcode: packet.opcode(), psn: packet.psn().expose() };
+                let sent = Sent {
+                    from: index,
+                    at: self.now,
+                    opcode: packet.opcode(),
+                    psn: packet.psn().expose(),
+                    syndrome: packet.aeth().map(|aeth| aeth.syndrome.to_byte()),
+                };
                 let fate = (self.filter)(&sent);
                 self.log.push(sent);
                 if fate != Fate::Drop {
