@@ -5,17 +5,18 @@
 //                                cut, and only the tests that need that run
 // SECURE_RDMA_TEST_DEVICE=mixed  the embedded device in a network namespace and a soft-RoCE device outside, in the guest
 //                                (tools/soft-roce/peer.sh)
+// SECURE_RDMA_TEST_DEVICE=together  both of these in one process, in that namespace (peer.sh --together)
 // SECURE_RDMA_TEST_DEVICE=fake   two in-memory devices, in a test build of the addon
 // unset                          none: device tests are reported as skipped
 //
 // Titles begin with the device, `[rxe ipv4 hybrid] …`: tools/test.mjs counts by it what ran on a real one.
 
 import test, { type ExecutionContext } from 'ava'
-import { devices } from 'secure-rdma'
+import { devices, type CommonOptions } from 'secure-rdma'
 import { softFaults } from './_soft-faults.js'
 
 /** The devices that tests know. */
-export type TestDevice = 'rxe' | 'soft' | 'mixed' | 'fake'
+export type TestDevice = 'rxe' | 'soft' | 'mixed' | 'together' | 'fake'
 
 /** One end of a place. */
 export type End = 'server' | 'client'
@@ -32,6 +33,8 @@ export interface Place {
   addressing: 'hybrid' | 'verbs'
   /** The devices' names. */
   devices: Record<End, string>
+  /** What else a server and a client need here. */
+  options?: Partial<Record<End, CommonOptions>>
   /** The network interface that shows all packets, in the guest. */
   wire?: string
   /** The command that runs another at this end, where that is elsewhere. */
@@ -71,6 +74,18 @@ const mixed = (['ipv4', 'ipv6'] as const).flatMap((family): Place[] => {
   ]
 })
 
+/**
+ * One process at both ends. It has verbs devices, so that `soft` is taken where it is named only; and to the addressing of
+ * librdmacm, rxe2's address in this namespace is none of rxe2's.
+ */
+const together = mixed.map((place): Place => {
+  const { name, server, client, devices } = place
+  const optionsAt = (end: End): CommonOptions =>
+    devices[end] === 'soft' ? { device: 'soft' } : { addressing: 'verbs' }
+  const options = { server: optionsAt('server'), client: optionsAt('client') }
+  return { name: name.replace('mixed', 'together'), server, client, devices, addressing: 'verbs', options }
+})
+
 const all: Record<TestDevice, readonly Place[]> = {
   rxe: [
     { name: 'rxe ipv4 hybrid', ...ipv4, addressing: 'hybrid' },
@@ -83,6 +98,7 @@ const all: Record<TestDevice, readonly Place[]> = {
     { name: 'soft ipv6', server: '::1', client: '::1', ...soft },
   ],
   mixed,
+  together,
   fake: [
     {
       name: 'fake',
@@ -145,8 +161,17 @@ async function assertDevices(place: Place): Promise<void> {
   )
 }
 
-/** Where a test runs that is not for one family of addresses: on soft, which is quick, at both; otherwise at the first. */
-const somewhere = testDevice === 'soft' ? places : places.slice(0, 1)
+/**
+ * Where a test runs that is not for one family of addresses: on soft, which is quick, at both; between soft and rxe with either
+ * as the server, at the first place and at the last; otherwise at the first.
+ */
+const somewhere = placesFor(testDevice)
+
+function placesFor(device: TestDevice | undefined): readonly Place[] {
+  if (device === 'soft') return places
+  const last = device === 'together' ? places.slice(-1) : []
+  return [...places.slice(0, 1), ...last]
+}
 
 /** In a test build of the addon only what needs one runs on soft. */
 const isForCuts = testDevice === 'soft' && softFaults !== undefined
@@ -164,17 +189,21 @@ export function everywhere(title: string, implementation: DeviceTest): void {
   register(title, testDevice === 'mixed' ? [] : places, implementation)
 }
 
-/** A test between processes, at every place; in-memory devices reach no other process. */
+/** Where two processes meet: in-memory devices reach no other one, and of two with `soft` one has UDP 4791. */
+const amongProcesses = testDevice === 'fake' || testDevice === 'together' ? [] : places
+const oneProcess = `${testDevice ?? 'no device'}: in one process`
+
+/** A test between processes, at every place. */
 export function betweenProcesses(title: string, implementation: DeviceTest): void {
   if (isForCuts) return
-  register(title, testDevice === 'fake' ? [] : places, implementation, 'in-memory devices end at their process')
+  register(title, amongProcesses, implementation, oneProcess)
 }
 
 /** A test that needs processes and no more than one place. */
 export function processTest(title: string, implementation: DeviceTest): void {
   if (isForCuts) return
-  const which = testDevice === 'fake' || testDevice === 'mixed' ? [] : somewhere
-  register(title, which, implementation, 'in-memory devices end at their process')
+  const which = testDevice === 'mixed' ? [] : amongProcesses.filter((place) => somewhere.includes(place))
+  register(title, which, implementation, testDevice === 'mixed' ? 'mixed: one end is here' : oneProcess)
 }
 
 /** A test that drops RDMA's packets on their way: see `cut` in _wire.ts. */

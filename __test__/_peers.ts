@@ -20,7 +20,7 @@ export interface Pair extends Served {
 
 /** What a server in another process takes. */
 export async function listening(place: Place): Promise<CommonOptions & { host: string }> {
-  return { host: place.server, ...(await fixture()).server }
+  return { host: place.server, ...(await fixture()).server, ...place.options?.server }
 }
 
 /** What a client in another process takes. */
@@ -28,7 +28,7 @@ export async function connecting(
   place: Place,
   port: number,
 ): Promise<ConnectOptions & { host: string; localAddress: string }> {
-  return { host: place.server, port, localAddress: place.client, ...(await fixture()).client }
+  return { host: place.server, port, localAddress: place.client, ...(await fixture()).client, ...place.options?.client }
 }
 
 /** A server in this process, until the test is over. */

@@ -12,6 +12,8 @@ export interface Addresses {
   readonly client: string
   /** The command that a process at this end is started with, where it needs one. */
   readonly enter?: { readonly server?: readonly string[]; readonly client?: readonly string[] }
+  /** What else a server and a client need there. */
+  readonly options?: { readonly server?: CommonOptions; readonly client?: CommonOptions }
 }
 
 /** What both ends of a connection say of it. */
@@ -71,12 +73,13 @@ export const tasks = { listen, accept, connect, tell, close } as const
 
 /** The options of a server at its end of the wire, with a good certificate. */
 export async function listenOptions(place: Addresses, options?: CommonOptions): Promise<ListenOptions> {
-  return { host: place.server, ...(await fixture()).server, ...options }
+  return { host: place.server, ...(await fixture()).server, ...place.options?.server, ...options }
 }
 
 /** The options of a client at the other end. */
 export async function connectOptions(place: Addresses, port: number, options?: CommonOptions): Promise<ConnectOptions> {
-  return { host: place.server, port, localAddress: place.client, ...(await fixture()).client, ...options }
+  const here = { host: place.server, port, localAddress: place.client }
+  return { ...here, ...(await fixture()).client, ...place.options?.client, ...options }
 }
 
 /** Starts two processes and connects them. */

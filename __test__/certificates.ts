@@ -61,7 +61,7 @@ deviceTest('a pinned key vouches for no SPIFFE ID', async (t, place) => {
   const spki = publicKey.export({ type: 'spki', format: 'der' })
   const pins = Buffer.from(await crypto.subtle.digest('SHA-256', spki)).toString('base64')
   const served = await serve(t, place)
-  const pinning = await listen({ host: place.server, pins, ...(await authority.issue()) })
+  const pinning = await listen({ host: place.server, ...place.options?.server, pins, ...(await authority.issue()) })
   t.teardown(() => pinning.close())
   const port = pinning.address()?.port ?? 0
   const toServer = { ...served.toServer, ...client, port }
@@ -142,12 +142,13 @@ deviceTest('a bad secure context is refused, and the server goes on as it was', 
 deviceTest('that clients must show a certificate is no part of the secure context', async (t, place) => {
   const { server: identity, client } = await fixture()
   const { cert, key, ca } = identity
-  const server = await listen({ host: place.server, cert, key, requestCert: false })
+  const server = await listen({ host: place.server, ...place.options?.server, cert, key, requestCert: false })
   t.teardown(() => server.close())
   const toServer = {
     host: place.server,
     port: server.address()?.port ?? 0,
     localAddress: place.client,
+    ...place.options?.client,
     ca: client.ca,
   }
   t.throws(

@@ -6,7 +6,7 @@ import test, { type ExecutionContext } from 'ava'
 import { connect, listen } from 'secure-rdma'
 import { fixture } from './_certificates.js'
 import { deviceTest } from './_device.js'
-import { join, serve, until } from './_peers.js'
+import { join, listening, serve, until } from './_peers.js'
 
 interface Told {
   event: string
@@ -144,7 +144,7 @@ deviceTest('a server counts failed handshakes by their code', async (t, place) =
   t.deepEqual(server.stats().failures, {})
   const { cert: _, key: __, ...anonymous } = toServer
   for (let i = 0; i < 3; i++) await t.throwsAsync(connect(anonymous))
-  const stranger = await listen({ host: place.server, ...(await fixture()).server, authorize: () => false })
+  const stranger = await listen({ ...(await listening(place)), authorize: () => false })
   t.teardown(() => stranger.close())
   await t.throwsAsync(connect({ ...toServer, port: stranger.address()?.port ?? 0 }))
   await until('the servers have counted', () => server.stats().failed === 3 && stranger.stats().failed === 1)

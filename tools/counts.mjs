@@ -5,12 +5,17 @@ import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import { runLines } from './lines.mjs'
 
-/** What a runner counted. `onDevice` are those of `passed` that ran on the device that was asked for. */
+/**
+ * What a runner counted. `onDevice` are those of `passed` that ran on the device that was asked for, `places` how many of them
+ * on which addresses of it.
+ */
 export class Counts {
   passed = 0
   failed = 0
   skipped = 0
   onDevice = 0
+  /** @type {Record<string, number>} */
+  places = {}
 
   /** @param {Partial<Counts>} other */
   add(other) {
@@ -18,7 +23,17 @@ export class Counts {
     this.failed += other.failed ?? 0
     this.skipped += other.skipped ?? 0
     this.onDevice += other.onDevice ?? 0
+    for (const [place, count] of Object.entries(other.places ?? {})) {
+      this.places[place] = (this.places[place] ?? 0) + count
+    }
     return this
+  }
+
+  /** `ipv4 12, ipv6 13` */
+  listPlaces() {
+    return Object.entries(this.places)
+      .map(([place, count]) => `${place} ${count}`)
+      .join(', ')
   }
 
   toString() {
@@ -50,8 +65,8 @@ export class RustTests {
   }
 }
 
-/** Titles of tests on a device begin with it: `[rxe ipv4 hybrid] …`. */
-const ON_DEVICE = /(?:^| › )\[(\w+)[^\]]*\]/
+/** Titles of tests on a device begin with it, and where on it: `[rxe ipv4 hybrid] …`. */
+const ON_DEVICE = /(?:^| › )\[(\w+) ?([^\]]*)\]/
 
 /** Runs ava, with one line per test and the details of failures. */
 export class Ava {
@@ -67,11 +82,13 @@ export class Ava {
   /**
    * @param {string[]} args
    * @param {NodeJS.ProcessEnv} env
+   * @param {string[]} [through] a command that runs another: into a network namespace, say
    * @returns {Promise<number>} the exit status
    */
-  async run(args, env) {
+  async run(args, env, through = []) {
     const device = env.SECURE_RDMA_TEST_DEVICE
-    const status = await runLines(process.execPath, [this.cli, '--tap', ...args], { cwd: this.root, env }, (line) => {
+    const [command = '', ...rest] = [...through, process.execPath, this.cli, '--tap', ...args]
+    const status = await runLines(command, rest, { cwd: this.root, env }, (line) => {
       const [, not, title, directive] = /^(not )?ok \d+ - (.*?)(?: # (SKIP|TODO).*)?$/.exec(line) ?? []
       if (title === undefined) {
         // The plan and the totals are said again below, in plain words.
@@ -81,8 +98,9 @@ export class Ava {
       if (directive) this.counts.skipped++
       else if (not) this.counts.failed++
       else {
-        this.counts.passed++
-        if (device && ON_DEVICE.exec(title)?.[1] === device) this.counts.onDevice++
+        const [, name, place] = ON_DEVICE.exec(title) ?? []
+        const isThere = device !== undefined && name === device
+        this.counts.add({ passed: 1, onDevice: isThere ? 1 : 0, places: isThere && place ? { [place]: 1 } : {} })
       }
       console.log(`  ${directive ? '-' : not ? '✘' : '✔'} ${title}`)
     })

@@ -1,7 +1,8 @@
 #!/usr/bin/env node
 // @ts-check
 // What tools/test.mjs runs in the guest: Rust device tests that were built outside, then the ava suite, on real rxe, then
-// what can be tested between rxe and the embedded device. `--rust` leaves out what is TypeScript.
+// between rxe and the embedded device what needs one process at both ends, and what has two. `--rust` leaves out what is
+// TypeScript.
 // CLI: node tools/guest-suite.mjs [--rust] RESULT-FILE [TEST-EXECUTABLE ...]
 
 import { writeFileSync } from 'node:fs'
@@ -11,8 +12,14 @@ import { parseArgs } from 'node:util'
 import { Ava, RustTests } from './counts.mjs'
 import { mainOf, run } from './process.mjs'
 
-/** The tests that know a place between both. */
+/** The tests that know a place between both, with a process at each end. */
 const MIXED_TESTS = ['capture', 'mixed', 'transfer']
+
+/** Those of the data plane, of messages and of ends: with one process at both ends. */
+const TOGETHER_TESTS = [
+  ...['operations', 'grants', 'gathering', 'batch', 'turns', 'streams', 'web-streams', 'regions', 'throws', 'uses'],
+  ...['connection', 'ends', 'abort', 'tracing', 'certificates', 'device-stats', 'pending'],
+]
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 
@@ -31,23 +38,32 @@ await mainOf('guest-suite', async () => {
   }
   const needsPeer = (/** @type {string} */ executable) => basename(executable).startsWith('interop-')
   await runRust(executables.filter((executable) => !needsPeer(executable)))
-  const runAva = async (/** @type {string} */ device, /** @type {string[]} */ names) => {
+  const runAva = async (
+    /** @type {string} */ device,
+    /** @type {string[]} */ names,
+    /** @type {string[] | undefined} */ through = undefined,
+  ) => {
     const ava = new Ava(root)
     if (values.rust) return ava.counts
     const files = names.map((name) => join(root, `build/__test__/${name}.js`))
     // JavaScript is several times slower here. One file at a time: what some filter, capture and count is the whole guest's.
     const args = ['--timeout=240s', '--concurrency=1', ...files]
-    const status = await ava.run(args, { ...env, SECURE_RDMA_TEST_DEVICE: device })
+    const status = await ava.run(args, { ...env, SECURE_RDMA_TEST_DEVICE: device }, through)
     failed ||= status !== 0
     return ava.counts
   }
   console.log('\nava on rxe')
   const ava = await runAva('rxe', [])
 
-  console.log('\nbetween rxe and soft')
-  await run('sh', [join(root, 'tools/soft-roce/peer.sh')])
+  const peer = join(root, 'tools/soft-roce/peer.sh')
+  console.log('\nbetween rxe and soft, in one process')
+  if (!values.rust) await run('sh', [peer, '--together'])
+  const together = await runAva('together', TOGETHER_TESTS, ['nsenter', '--net=/run/netns/peer'])
+
+  console.log('\nbetween rxe and soft, in two')
+  await run('sh', [peer])
   await runRust(executables.filter(needsPeer))
   const mixed = await runAva('mixed', MIXED_TESTS)
-  writeFileSync(resultFile, JSON.stringify({ rust: rust.counts, ava, mixed }))
+  writeFileSync(resultFile, JSON.stringify({ rust: rust.counts, ava, together, mixed }))
   process.exitCode = failed ? 1 : 0
 })

@@ -24,7 +24,7 @@ const rust = new Counts()
 const ava = new Counts()
 const fake = new Counts()
 const soft = new Counts()
-const guest = { rust: new Counts(), ava: new Counts(), mixed: new Counts() }
+const guest = { rust: new Counts(), ava: new Counts(), together: new Counts(), mixed: new Counts() }
 
 /**
  * @typedef {object} Step
@@ -134,17 +134,19 @@ async function testInGuest() {
   const resultFile = join(results, 'result.json')
   const executables = await deviceTests()
   const command = [node, join(ROOT, 'tools/guest-suite.mjs'), resultFile, ...executables]
-  const options = ['--share', results, '--timeout', '3600', '--memory', '4096', '--env', `SECURE_RDMA_NODES=${NODES}`]
+  const options = ['--share', results, '--timeout', '5400', '--memory', '4096', '--env', `SECURE_RDMA_NODES=${NODES}`]
   const status = await runForStatus(node, ['tools/soft-roce/run.mjs', ...options, '--', ...command], { cwd: ROOT, env })
   if (existsSync(resultFile)) {
     const result = JSON.parse(readFileSync(resultFile, 'utf8'))
     guest.rust.add(result.rust)
     guest.ava.add(result.ava)
+    guest.together.add(result.together)
     guest.mixed.add(result.mixed)
   }
   expectSuccess('the guest', status)
   if (guest.rust.passed === 0) throw new ProcessError('not one Rust device test ran in the guest', 1)
   if (guest.ava.onDevice === 0) throw new ProcessError('not one ava test ran on an rxe device', 1)
+  if (guest.together.onDevice === 0) throw new ProcessError('not one ava test ran on soft and rxe in one process', 1)
   if (guest.mixed.onDevice === 0) throw new ProcessError('not one ava test ran between soft and rxe', 1)
 }
 
@@ -208,16 +210,20 @@ await mainOf('test', async () => {
   if (selected('rust')) console.log(`Rust on this host: ${rust} (skipped: those that need a device)`)
   if (selected('ava')) console.log(`ava on this host, no device: ${ava}`)
   if (selected('fake')) console.log(`ava on in-memory devices: ${fake}`)
-  if (selected('soft')) console.log(`ava on soft: ${soft}; ${soft.onDevice} of them ran on the embedded device`)
+  if (selected('soft')) console.log(`ava on soft: ${soft}; on the embedded device: ${soft.listPlaces()}`)
   if (selected('soft-roce')) {
     console.log(`Rust device tests in the guest: ${guest.rust}`)
-    console.log(`ava in the guest: ${guest.ava}; ${guest.ava.onDevice} of them ran on a real rxe device`)
-    console.log(`ava between soft and rxe, in the guest: ${guest.mixed}`)
+    console.log(`ava in the guest: ${guest.ava}; on real rxe devices: ${guest.ava.listPlaces()}`)
+    const { together, mixed } = guest
+    console.log(
+      `ava between soft and rxe, in one process: ${together}; which connects to which: ${together.listPlaces()}`,
+    )
+    console.log(`ava between soft and rxe, in two processes: ${mixed}; which connects to which: ${mixed.listPlaces()}`)
   } else {
     console.log(`NO TEST RAN ON ${selected('soft') ? 'A KERNEL' : 'AN RDMA'} DEVICE: the soft-roce step was left out`)
   }
   // What passed on no device at all is no test of RDMA: in-memory passes do not count, their failures do.
-  const total = new Counts().add(ava).add(soft).add(guest.ava).add(guest.mixed)
+  const total = [ava, soft, guest.ava, guest.together, guest.mixed].reduce((sum, some) => sum.add(some), new Counts())
   console.log(`${total.passed} passed, ${total.failed + fake.failed} failed`)
   if (failures > 0) process.exitCode = 1
 })

@@ -1,14 +1,35 @@
 #!/bin/sh
 # Makes a wire in the guest between a soft-RoCE device and a network namespace that has none, for the embedded device:
 #   rxe2 on v2: 10.9.0.1, fd09::1        namespace `peer`, p0: 10.9.0.2, fd09::2
-# usage: peer.sh [MTU]      (4200 unless told otherwise: RoCE's path MTU is then 4096)
+# usage: peer.sh [--together] [MTU]      (4200 unless told otherwise: RoCE's path MTU is then 4096)
 #
 # rdma_rxe holds UDP 4791 in the first network namespace and in no other, so that the embedded device has it in `peer`.
+# `peer` is as a machine that has no RDMA device. With --together it sees them all, and has the other end's addresses too: one
+# process there, `nsenter --net=/run/netns/peer COMMAND`, is at both ends of the wire, with rxe2 at one and the embedded
+# device at the other. What an earlier call has made goes first.
 set -eu
+TOGETHER=
+if [ "${1:-}" = --together ]; then
+  TOGETHER=1
+  shift
+fi
 MTU=${1:-4200}
 
-# In the kernel's default mode every namespace sees every RDMA device. This one shall be as a machine that has none.
-rdma system set netns exclusive
+# The kernel takes a namespace down in its own time, and changes the mode only while there is none.
+if [ -e /run/netns/peer ]; then
+  rdma link delete rxe2
+  ip netns delete peer
+fi
+mode=$([ "$TOGETHER" ] && echo shared || echo exclusive)
+tries=0
+until rdma system set netns "$mode" 2>/tmp/peer.log; do
+  tries=$((tries + 1))
+  if [ "$tries" -gt 100 ]; then
+    cat /tmp/peer.log
+    exit 1
+  fi
+  sleep 0.1
+done
 ip netns add peer
 ip -n peer link set lo up
 ip link add v2 mtu "$MTU" type veth peer name p0 mtu "$MTU" netns peer
@@ -34,6 +55,24 @@ ip neighbour add 10.9.0.2 lladdr "$inside" dev v2 nud permanent
 ip -6 neighbour add fd09::2 lladdr "$inside" dev v2 nud permanent
 ip -n peer neighbour add 10.9.0.1 lladdr "$outside" dev p0 nud permanent
 ip -n peer -6 neighbour add fd09::1 lladdr "$outside" dev p0 nud permanent
+
+if [ "$TOGETHER" ]; then
+  # Between its two addresses TCP stays inside. RoCE's packets, which rxe2 sends and receives outside, take the wire.
+  for option in rp_filter=0 accept_local=1; do
+    for interface in all p0; do
+      nsenter --net=/run/netns/peer sh -c "echo ${option#*=} >/proc/sys/net/ipv4/conf/$interface/${option%=*}"
+    done
+  done
+  ip -n peer address add 10.9.0.1/32 dev lo
+  ip -n peer -6 address add fd09::1/128 dev lo nodad
+  ip -n peer route add 10.9.0.1/32 dev p0 src 10.9.0.2 table 1000
+  ip -n peer -6 route add fd09::1/128 dev p0 src fd09::2 table 1000
+  for family in -4 -6; do
+    ip -n peer "$family" rule add pref 100 iif lo ipproto udp dport 4791 lookup 1000
+    ip -n peer "$family" rule add pref 200 lookup local
+    ip -n peer "$family" rule delete pref 0
+  done
+fi
 
 rdma link add rxe2 type rxe netdev v2
 
