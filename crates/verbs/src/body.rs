@@ -39,6 +39,8 @@ pub(crate) struct Body {
     state: AtomicU8,
     port: AtomicU8,
     dropped: AtomicBool,
+    /// Whether the service thread has it among those that may have completions left.
+    listed: AtomicBool,
     sends: Mutex<SendQueue>,
     receives: Receives,
     /// Windows that were bound here: given back before the queue pair.
@@ -116,12 +118,18 @@ impl Body {
             state: AtomicU8::new(QpState::Reset as u8),
             port: AtomicU8::new(0),
             dropped: AtomicBool::new(false),
+            listed: AtomicBool::new(false),
             sends: Mutex::new(SendQueue::new(config.max_send, config.max_sge)),
             receives,
             windows: Mutex::default(),
             private: private.cloned(),
             handler: Weak::clone(&config.handler),
         })
+    }
+
+    /// Notes whether the service thread has it in its list; gives whether it had. That thread alone asks.
+    pub(crate) fn set_listed(&self, listed: bool) -> bool {
+        self.listed.swap(listed, Ordering::Relaxed)
     }
 
     /// What the driver's objects carry as their context.

@@ -33,7 +33,7 @@ const WATCH: Duration = Duration::from_millis(500);
 
 struct Service {
     core: Arc<Core>,
-    /// Queue pairs that may have completions left.
+    /// Queue pairs that may have completions left, each once.
     ready: VecDeque<u64>,
     raw: Box<[ibv_wc]>,
     batch: Vec<Completion>,
@@ -155,12 +155,15 @@ impl Service {
             unsafe { (verbs.ibv_ack_cq_events)(cq, 1) };
             let token = context.addr() as u64;
             if let Some(body) = self.core.body(token) {
+                // Events may come faster than they are taken: what completes meanwhile makes another for the same queue.
+                if !body.set_listed(true) {
+                    self.ready.push_back(token);
+                }
                 if body.arm() != 0 {
                     // No event would come for what completes from now on: better an end than silence.
                     body.failed();
                     tell(&[body], |handler| handler.happened(AsyncEvent::CompletionQueueError));
                 }
-                self.ready.push_back(token);
             }
         }
     }
@@ -169,6 +172,7 @@ impl Service {
         for _ in 0..self.ready.len() {
             let Some(token) = self.ready.pop_front() else { return };
             let Some(body) = self.core.body(token) else { continue };
+            body.set_listed(false);
             let mut empty = false;
             for _ in 0..TURNS {
                 empty = self.drain_batch(&body);
@@ -177,6 +181,7 @@ impl Service {
                 }
             }
             if !empty {
+                body.set_listed(true);
                 self.ready.push_back(token);
             }
         }

@@ -39,6 +39,8 @@ pub fn create_receive_queue(device: &str, capacity: u32) -> Result<Arc<dyn Recei
 pub struct Queried {
     /// `enum ibv_qp_state`.
     pub state: u32,
+    /// Whether what was begun before SQD is still under way.
+    pub is_draining: bool,
     /// The own next PSN.
     pub sq_psn: u32,
     /// The peer's next PSN.
@@ -84,6 +86,7 @@ pub fn query(device: &str, qpn: Qpn) -> Result<Queried, i32> {
     }
     Ok(Queried {
         state: attr.qp_state,
+        is_draining: attr.sq_draining != 0,
         sq_psn: attr.sq_psn,
         rq_psn: attr.rq_psn,
         dest_qpn: attr.dest_qp_num,

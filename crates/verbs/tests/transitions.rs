@@ -5,6 +5,7 @@
 mod common;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use common::*;
 use secure_rdma_rdma::transition::{check, rule};
@@ -69,8 +70,12 @@ impl Bench {
             self.drive(*to, required).unwrap_or_else(|errno| panic!("to {to}: errno {errno}"));
         }
         if state == Sqd {
-            // rxe drains on its own time, and refuses the next move until it has.
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            // rxe drains in its own time, and refuses the next move until it has.
+            let start = Instant::now();
+            while query("rxe0", self.pair().qpn()).unwrap().is_draining {
+                assert!(start.elapsed() < Duration::from_secs(60), "an empty send queue is drained");
+                std::thread::yield_now();
+            }
         }
     }
 
