@@ -23,6 +23,11 @@ const PAUSES: (u32, u32) = (4, 256);
 /// Looks after which another thread that waits for this processor, perhaps the peer's, has it.
 const YIELD: u64 = 8;
 
+/// Who gave the processor away for longer shares it with a busy thread. Two that give it to each other stay on it, though
+/// another processor may be idle: each has always just run, and such threads the scheduler does not move. One that sleeps
+/// is woken where it is idle.
+const SHARED: Duration = Duration::from_micros(10);
+
 /// Whether to look.
 #[derive(Debug)]
 pub(crate) struct Spin {
@@ -44,6 +49,11 @@ impl Spin {
         if time < SHORT {
             self.pause = self.pause.saturating_sub(1);
         }
+    }
+
+    /// Another thread has had this processor meanwhile: sleep now, and the next few times.
+    fn shared(&mut self) {
+        self.pause = PAUSES.0;
     }
 
     fn looked(&mut self, found: bool) {
@@ -73,7 +83,12 @@ impl Core {
                 return Some(round);
             }
             if looks.is_multiple_of(YIELD) {
+                let given = Instant::now();
                 thread::yield_now();
+                if given.elapsed() > SHARED {
+                    intake.spin.shared();
+                    return None;
+                }
             }
             looks += 1;
         }
@@ -97,6 +112,17 @@ mod tests {
             spin.slept(SHORT / 2);
             assert_eq!(spin.pause, left);
         }
+    }
+
+    #[test]
+    fn who_shares_a_processor_sleeps_before_looking_again() {
+        let mut spin = Spin { pause: 0, ..Spin::default() };
+        spin.shared();
+        (1..=PAUSES.0).for_each(|_| {
+            assert!(spin.pause > 0);
+            spin.slept(SHORT / 2);
+        });
+        assert_eq!(spin.pause, 0);
     }
 
     #[test]
