@@ -21,7 +21,7 @@ const SOLICITED: u8 = 0x80;
 const MIGRATION_REQUEST: u8 = 0x40;
 const FECN: u8 = 0x80;
 const BECN: u8 = 0x40;
-const ACK_REQUEST: u8 = 0x80;
+pub(crate) const ACK_REQUEST: u8 = 0x80;
 
 /// The P_Key of the default partition, full member: what RoCE uses.
 pub const DEFAULT_PKEY: u16 = 0xFFFF;

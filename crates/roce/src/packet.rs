@@ -66,6 +66,30 @@ impl<'a> Packet<'a> {
         Bth::parse(self.opcode, self.header)
     }
 
+    /// The partition key alone.
+    #[inline]
+    #[must_use]
+    pub const fn pkey(&self) -> u16 {
+        let [_, _, high, low, ..] = *self.header;
+        u16::from_be_bytes([high, low])
+    }
+
+    /// The count of bytes of padding alone, 0 to 3.
+    #[inline]
+    #[must_use]
+    pub const fn pad_count(&self) -> u8 {
+        let [_, flags, ..] = *self.header;
+        bth::pad_count(flags)
+    }
+
+    /// Whether the responder must answer, alone.
+    #[inline]
+    #[must_use]
+    pub const fn ack_request(&self) -> bool {
+        let [.., ack, _, _, _] = *self.header;
+        ack & bth::ACK_REQUEST != 0
+    }
+
     /// The destination QPN alone, to look a queue pair up.
     #[inline]
     #[must_use]

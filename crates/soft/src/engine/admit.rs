@@ -85,7 +85,7 @@ impl QueuePair {
             counters.dropped_source_port += 1;
             return false;
         }
-        if packet.bth().pkey & PARTITION != PARTITION {
+        if packet.pkey() & PARTITION != PARTITION {
             counters.dropped_pkey += 1;
             return false;
         }

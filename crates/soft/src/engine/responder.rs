@@ -173,7 +173,7 @@ impl QueuePair {
             Ok(Outcome::Done) => {
                 // 9. Acknowledge. READs and atomics have put their answer in the line already.
                 let opcode = packet.opcode();
-                if packet.bth().ack_request && (opcode.is_send() || opcode.is_write()) {
+                if packet.ack_request() && (opcode.is_send() || opcode.is_write()) {
                     let responder = &mut self.responder;
                     #[cfg(feature = "defects")]
                     if shared.config.planted(Defect::AckOvertakesRead) {
@@ -337,7 +337,7 @@ impl QueuePair {
             PayloadRule::Eight => length == 8,
         };
         let dma_length = packet.reth().map_or(0, |reth| reth.dma_length);
-        let padded = packet.bth().pad_count == pad_count_for(length);
+        let padded = packet.pad_count() == pad_count_for(length);
         if fits && padded && dma_length <= MAX_MESSAGE { Ok(()) } else { Err(Refused::invalid(count)) }
     }
 
