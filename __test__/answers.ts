@@ -30,15 +30,20 @@ class Played {
     this.#behind = [question, step]
   }
 
-  send = (): number => 1
+  sendMany = (): number => 1
   close = (): void => undefined
   destroy(): void {
     this.end ??= this.destroyed
   }
-  sent(): number {
-    return this.#answer('sent', this.acknowledged)
+  look(words: Float64Array): void {
+    // As crates/node/src/news.rs has it: no id, flags, what is done, and no messages.
+    words.set([0, this.end === null ? 0 : 1, this.acknowledged, 0])
+    this.#answer('look', undefined)
   }
-  receiveShort = (): number => 0
+  // Something else than a short message is there once it has ended.
+  receiveShort(): number {
+    return this.#answer('receiveShort', this.end === null ? 0 : -1)
+  }
   receive(): unknown {
     return this.#answer('receive', this.end === null ? false : (this.end.error ?? null))
   }
@@ -67,7 +72,7 @@ async function soon(promise: Promise<unknown>): Promise<unknown> {
   return Promise.race([promise.catch((error: unknown) => (error as { code: string }).code), sleep(300, 'waits')])
 }
 
-for (const question of ['closed', 'sent', 'receive']) {
+for (const question of ['look', 'receiveShort']) {
   test(`an end right behind the question "${question}" leaves nobody waiting`, async (t) => {
     const native = new Played()
     const connection = internal.createConnection(native, noId)

@@ -268,7 +268,7 @@ throwTest(
     await one.send(Buffer.from('a'), evil({}, 'signal')).catch(note)
     await one.receive(evil({}, 'signal')).catch(note)
     await server.accept(evil({}, 'signal')).catch(note)
-    const views = new Uint8Array(4)
+    const views = new DataView(new ArrayBuffer(4))
     for (const name of ['buffer', 'byteOffset', 'byteLength']) evil(views, name)
     await one.send(views).catch(note)
     try {

@@ -4,13 +4,31 @@ import { abortError, onAbort } from './abort.js'
 /** What came of a list: of each atomic what was there before, `undefined` of all others. */
 export type Outcomes = (bigint | undefined)[]
 
-/** Someone who waits for a list that was posted. */
+/** So many that were settled are kept at the most, until the rest is moved. */
+const MOST_SETTLED = 1024
+
+const nothing = (): void => undefined
+
+/** Someone who waits for what was posted. */
 interface Wait {
-  readonly first: number
-  /** Whether more may have come of it than its having been carried out. */
-  readonly hasOutcomes: boolean
   resolve(outcomes: Outcomes): void
   reject(error: Error): void
+}
+
+/** Someone who waits for messages alone. */
+export interface MessageWait {
+  resolve(): void
+  reject(error: Error): void
+}
+
+/** One who waits, and for what. */
+interface Entry {
+  readonly first: number
+  readonly last: number
+  /** Whether more may have come of it than its having been carried out. */
+  readonly hasOutcomes: boolean
+  /** Gone where it waits no more. */
+  wait: Wait | MessageWait | undefined
 }
 
 /** What an aborted wait says, by whether all of it was taken back. */
@@ -22,8 +40,9 @@ export interface AbortTexts {
 /** Those who wait until what was posted is over. Ids grow in the order of posting, and complete in it. */
 export class Completions {
   readonly #native: NativeConnection
-  /** By the last id of each. A Map keeps the order in which they came. */
-  readonly #waits = new Map<number, Set<Wait>>()
+  /** In the order of posting, which is that of their last ids; those before `#next` have been settled. */
+  #entries: Entry[] = []
+  #next = 0
   /** What native code has told of ids that somebody waits for. */
   readonly #told = new Map<number, NativeOutcome>()
   #withOutcomes = 0
@@ -34,7 +53,12 @@ export class Completions {
     this.#failure = failure
   }
 
-  /** Waits until everything from `first` to `last` is over. */
+  /** Has `wait` told when what was posted last, `first` to `last`, is over. */
+  add(first: number, last: number, wait: MessageWait): void {
+    this.#entries.push({ first, last, hasOutcomes: false, wait })
+  }
+
+  /** Waits until what was posted last, from `first` to `last`, is over. */
   wait(
     first: number,
     last: number,
@@ -43,9 +67,8 @@ export class Completions {
     texts: AbortTexts,
   ): Promise<Outcomes> {
     return new Promise((resolve, reject) => {
+      let stop = nothing
       const wait: Wait = {
-        first,
-        hasOutcomes,
         resolve: (outcomes) => {
           stop()
           resolve(outcomes)
@@ -55,57 +78,59 @@ export class Completions {
           reject(error)
         },
       }
+      const entry: Entry = { first, last, hasOutcomes, wait }
       // First what may throw, where a signal is none.
-      const stop = onAbort(signal, (signal) => {
-        this.#forget(last, wait)
+      stop = onAbort(signal, (signal) => {
+        this.#forget(entry)
         const withdrawn = this.#native.giveUp(first, last) === last - first + 1
         reject(abortError(signal, withdrawn ? texts.withdrawn : texts.begun))
-        this.settle()
+        // What was behind it may be over now.
+        this.settle(this.#native.sent(), true)
       })
       if (signal?.aborted) return
-      // Several may wait for one id: each call of end() waits for the same.
-      const others = this.#waits.get(last)
-      if (others) others.add(wait)
-      else this.#waits.set(last, new Set([wait]))
+      this.#entries.push(entry)
       if (hasOutcomes) this.#withOutcomes++
-      this.settle()
     })
   }
 
-  /** Settles what is over. */
-  settle(): void {
-    if (this.#waits.size === 0) return
-    const done = this.#look()
-    for (const [last, waits] of this.#waits) {
-      if (last > done) break
-      this.#waits.delete(last)
-      for (const wait of waits) this.#finish(wait, last)
+  /** Settles what is over: up to `done`, and native code may have outcomes. */
+  settle(done: number, mayHaveOutcomes: boolean): void {
+    if (this.#next === this.#entries.length) return
+    const over = mayHaveOutcomes && this.#withOutcomes > 0 ? this.#look() : done
+    for (let entry = this.#entries[this.#next]; entry && entry.last <= over; entry = this.#entries[this.#next]) {
+      this.#next++
+      this.#finish(entry)
     }
+    if (this.#next < this.#entries.length && this.#next < MOST_SETTLED) return
+    this.#entries = this.#entries.slice(this.#next)
+    this.#next = 0
   }
 
   /** The connection is over: what is not done never will be. */
   fail(error: Error): void {
-    for (const waits of this.#waits.values()) for (const wait of waits) wait.reject(error)
-    this.#waits.clear()
+    const failed = this.#entries.slice(this.#next)
+    this.#entries = []
+    this.#next = 0
+    for (const { wait } of failed) wait?.reject(error)
     this.#told.clear()
     this.#withOutcomes = 0
   }
 
   /** Up to where all is done. */
   #look(): number {
-    if (this.#withOutcomes === 0) return this.#native.sent()
     const { done, outcomes } = this.#native.outcomes()
     for (const outcome of outcomes) this.#told.set(outcome.id, outcome)
     return done
   }
 
-  #finish(wait: Wait, last: number): void {
-    if (!wait.hasOutcomes) {
-      wait.resolve([])
+  #finish({ first, last, hasOutcomes, wait }: Entry): void {
+    if (!wait) return
+    if (!hasOutcomes) {
+      wait.resolve(new Array<undefined>(last - first + 1).fill(undefined))
       return
     }
     this.#withOutcomes--
-    const told = this.#take(wait.first, last)
+    const told = this.#take(first, last)
     const failed = told.find((outcome) => outcome?.error)
     if (failed?.error) wait.reject(this.#failure(failed.error))
     else wait.resolve(told.map((outcome) => outcome?.value))
@@ -119,12 +144,11 @@ export class Completions {
     })
   }
 
-  #forget(last: number, wait: Wait): void {
-    const others = this.#waits.get(last)
-    if (!others?.delete(wait)) return
-    if (others.size === 0) this.#waits.delete(last)
-    if (!wait.hasOutcomes) return
+  #forget(entry: Entry): void {
+    if (!entry.wait || !this.#entries.includes(entry)) return
+    entry.wait = undefined
+    if (!entry.hasOutcomes) return
     this.#withOutcomes--
-    this.#take(wait.first, last)
+    this.#take(entry.first, entry.last)
   }
 }

@@ -13,14 +13,17 @@ import { checkDuplex, ConnectionDuplex, type DuplexOptions } from './duplex.js'
 import { RdmaError } from './errors.js'
 import { forget, Hold, reassign } from './events.js'
 import { Inbox } from './inbox.js'
+import { Messages } from './messages.js'
 import { toRdmaError, unwrap } from './native.js'
+import { look, OVER } from './news.js'
+import { Pack } from './pack.js'
 import { toPeer, type Peer } from './peer.js'
 import { localRange, within, type LocalBytes } from './region.js'
 import { accessBits, createRemote, type PublishOptions, type RemoteBytes, type RemoteRegion } from './remote.js'
 import { toDevice, toHandshake, type ConnectionDevice, type Handshake } from './report.js'
 import type { StreamPort } from './stream-port.js'
 import { isTraced, traced, traces, type OperationTrace } from './tracing.js'
-import { argumentTypeError, members, messageBytes, text, whole, type Checks } from './validate.js'
+import { argumentTypeError, members, messageBytes, plainLength, text, whole, type Checks } from './validate.js'
 import { defer } from './waiting.js'
 import { WebStreams } from './web-streams.js'
 
@@ -86,8 +89,8 @@ export class Connection implements AsyncDisposable {
     this.#hold = new Hold()
     this.#id = id
     reassign(id, {
-      news: () => {
-        this.#news()
+      news: (news) => {
+        this.#news(news)
       },
     })
     this.#news()
@@ -114,8 +117,8 @@ export class Connection implements AsyncDisposable {
 
   /**
    * Sends one message. The bytes are copied before this returns, so the caller may use them again at once. Any number
-   * of sends may be in flight; they arrive in the order of the calls. An empty message is a message too. The first of a
-   * turn of JavaScript goes out at once, short ones that follow it in the same turn go together at its end.
+   * of sends may be in flight; they arrive in the order of the calls. An empty message is a message too. Short ones of one
+   * turn of JavaScript go together, the last at its end; where turns send but one, it goes out at once.
    *
    * Waits while the peer does not read. Fulfils when the peer's device has the whole message: that is not "read by the
    * peer's application".
@@ -129,14 +132,21 @@ export class Connection implements AsyncDisposable {
    * connection failed
    * @throws {TypeError} for anything that is not bytes
    */
-  async send(message: MessageBytes, options?: SignalOptions): Promise<void> {
-    const bytes = messageBytes(message)
-    const signal = signalOf(options)
-    if (isTraced(traces.send)) {
-      const trace = { connection: this, byteLength: bytes.length }
-      return traced(traces.send, trace, () => this.#send(bytes, signal))
+  // Not `async`, as what follows it is: each layer would cost a short message as much as all the rest.
+  send(message: MessageBytes, options?: SignalOptions): Promise<void> {
+    try {
+      const known = plainLength(message)
+      const bytes = known < 0 ? messageBytes(message) : (message as Uint8Array)
+      const length = known < 0 ? bytes.length : known
+      const signal = signalOf(options)
+      if (isTraced(traces.send)) {
+        const trace = { connection: this, byteLength: length }
+        return traced(traces.send, trace, async () => this.#send(bytes, length, signal))
+      }
+      return this.#send(bytes, length, signal)
+    } catch (error) {
+      return rejected(error)
     }
-    return this.#send(bytes, signal)
   }
 
   /**
@@ -151,10 +161,13 @@ export class Connection implements AsyncDisposable {
    * @throws {RdmaError} why the connection failed, after all messages that had arrived; `ERR_RDMA_LOCKED` where a stream
    * reads
    */
-  async receive(options?: SignalOptions): Promise<Buffer | null> {
-    const signal = signalOf(options)
-    if (isTraced(traces.receive)) return this.#traceReceive(signal)
-    return this.#receive(signal)
+  receive(options?: SignalOptions): Promise<Buffer | null> {
+    try {
+      const signal = signalOf(options)
+      return isTraced(traces.receive) ? this.#traceReceive(signal) : this.#receive(signal)
+    } catch (error) {
+      return rejected(error)
+    }
   }
 
   /**
@@ -170,14 +183,18 @@ export class Connection implements AsyncDisposable {
     if (!Array.isArray(messages)) throw argumentTypeError('messages', 'an array', messages)
     this.#writing.refuse('sendBatch()')
     if (signal?.aborted) throw abortError(signal)
-    const list = this.#plane.list()
-    for (const message of messages) list.send(message)
-    await this.#plane.post(list, signal)
+    const pack = Pack.take()
+    for (const message of messages) {
+      const known = plainLength(message)
+      const bytes = known < 0 ? messageBytes(message) : (message as Uint8Array)
+      pack.add(bytes, known < 0 ? bytes.length : known)
+    }
+    await this.#plane.sendMany(pack, signal)
   }
 
   /**
    * The messages that are there, at least one, or `null` when none will come: waits as {@link receive} does, and then takes
-   * what else has arrived. They may share one memory: copy what you keep for long of small ones.
+   * what else has arrived.
    *
    * @throws {RdmaError} as {@link receive}
    */
@@ -186,19 +203,21 @@ export class Connection implements AsyncDisposable {
     const limit = options.limit === undefined ? BATCH : whole(1, 65_536)(options.limit, 'options.limit')
     const first = await this.#receive(signal)
     if (first === null) return null
+    const batch = [first]
     // Whoever else waits has asked before for what comes now.
-    if (limit === 1 || this.#receives.isAwaited) return [first]
-    const crossed = this.#inbox.take(limit - 1)
-    const { bytes, lengths } = this.#native.receiveMany(limit - 1 - crossed.length)
-    this.#receives.rest()
-    let begin = 0
-    return [first, ...crossed, ...lengths.map((length) => bytes.subarray(begin, (begin += length)))]
+    while (batch.length < limit && !this.#receives.isAwaited) {
+      const next = this.#inbox.next()
+      // An end stays, and comes next time.
+      if (!(next instanceof Uint8Array)) break
+      batch.push(next)
+    }
+    this.#receives.count(batch.length - 1)
+    return batch
   }
 
   /** All messages until the end. Leaving the loop closes nothing: another loop, or `receive()`, goes on from there. */
-  async *[Symbol.asyncIterator](): AsyncGenerator<Buffer, undefined, undefined> {
-    for (let message = await this.receive(); message !== null; message = await this.receive()) yield message
-    return undefined
+  [Symbol.asyncIterator](): AsyncIterableIterator<Buffer, undefined, undefined> {
+    return new Messages(() => this.receive())
   }
 
   /**
@@ -487,13 +506,13 @@ export class Connection implements AsyncDisposable {
     return `Connection ${inspect(shown, { ...options, depth })}`
   }
 
-  async #send(bytes: Uint8Array, signal: AbortSignal | undefined): Promise<void> {
+  #send(bytes: Uint8Array, length: number, signal: AbortSignal | undefined): Promise<void> {
     if (signal?.aborted) throw abortError(signal)
     this.#writing.refuse('send()')
-    return this.#plane.send(bytes, signal)
+    return this.#plane.send(bytes, length, signal)
   }
 
-  async #receive(signal: AbortSignal | undefined): Promise<Buffer | null> {
+  #receive(signal: AbortSignal | undefined): Promise<Buffer | null> {
     if (signal?.aborted) throw abortError(signal)
     this.#reading.refuse('receive()')
     return this.#receives.next(signal)
@@ -574,11 +593,13 @@ export class Connection implements AsyncDisposable {
     return unwrap(result, this.#destroyedWith)
   }
 
-  #news(): void {
-    // Asked first: what has arrived before the end must be given out before the end is told.
-    const closed = this.#outcome ? undefined : this.#native.closed()
-    this.#plane.news()
+  /** What has arrived before the end is given out before the end is told: both are of one moment. */
+  #news(news = look(this.#native)): void {
+    this.#inbox.add(news.messages)
+    this.#plane.news(news)
     this.#receives.serve()
+    if ((news.flags & OVER) === 0 || this.#outcome) return
+    const closed = this.#native.closed()
     if (closed) this.#finish(closed)
   }
 
@@ -603,6 +624,10 @@ function splitSignal(options: SignalOptions): { signal: AbortSignal | undefined;
   // An object that is not plain is refused by what comes next, as it is.
   if (signal === undefined || Object.getPrototypeOf(options) !== Object.prototype) return { signal, rest: options }
   return { signal, rest: { ...options, signal: undefined } }
+}
+
+function rejected(error: unknown): Promise<never> {
+  return Promise.reject(error)
 }
 
 function reasonOf(value: unknown): Error | undefined {

@@ -5,8 +5,11 @@ import { Commands } from './commands.js'
 import { Completions, type AbortTexts, type Outcomes } from './completions.js'
 import { Gathering } from './gathering.js'
 import { asked } from './lookup.js'
+import { OUTCOMES, type News } from './news.js'
 import { Order } from './order.js'
+import type { Pack } from './pack.js'
 import type { LocalRange } from './region.js'
+import { unshared } from './validate.js'
 
 /** Throws what native code gave as an error. */
 type Unwrap = <T>(result: T | NativeError) => T
@@ -40,20 +43,16 @@ export class DataPlane {
     this.#native = native
     this.#unwrap = unwrap
     this.#completions = new Completions(native, failure)
-    this.#gathering = new Gathering({
-      list: () => this.list(),
-      post: (list) => this.#post(list, undefined),
-      send: (bytes) => this.#acknowledged(this.#unwrap(this.#native.send(bytes)), undefined),
-    })
+    this.#gathering = new Gathering(native, unwrap, this.#completions)
     this.#immediates = new Arrivals<number>(
       () => native.receiveImmediate() as number | null | false | NativeError,
       failure,
     )
   }
 
-  /** Asks native code what is new. */
-  news(): void {
-    this.#completions.settle()
+  /** There is news. */
+  news({ done, flags }: News): void {
+    this.#completions.settle(done, (flags & OUTCOMES) !== 0)
     this.#immediates.serve()
   }
 
@@ -63,22 +62,33 @@ export class DataPlane {
     this.#completions.fail(error)
   }
 
-  /** Sends one message; throws at once where it cannot be queued, unless something before it has to wait. */
-  send(bytes: Uint8Array, signal?: AbortSignal): Promise<void> {
+  /**
+   * Sends one message, of which `length` bytes are; throws at once where it cannot be queued, unless it is gathered or
+   * something before it has to wait.
+   */
+  send(message: Uint8Array, length: number, signal?: AbortSignal): Promise<void> {
     // What can be taken back needs an id at once.
-    const gathers = this.#order.isFree && !signal && this.#gathering.takes(bytes)
-    return gathers ? this.#gathering.add(bytes) : this.sendNow(bytes, signal)
+    const gathers = !signal && this.#order.isFree && Gathering.takes(length)
+    return gathers ? this.#gathering.send(message, length) : this.sendNow(message, signal)
   }
 
   /** The same, and never later in this turn. */
-  sendNow(bytes: Uint8Array, signal?: AbortSignal): Promise<void> {
+  sendNow(message: Uint8Array, signal?: AbortSignal): Promise<void> {
     this.flush()
-    if (this.#order.isFree) return this.#acknowledged(this.#unwrap(this.#native.send(bytes)), signal)
+    const bytes = unshared(message)
+    if (this.#order.isFree) return this.#one(this.#unwrap(this.#native.send(bytes)), signal)
     const copy = bytes.slice()
     return this.#behind(() => {
       if (signal?.aborted) throw abortError(signal, messageTexts.withdrawn)
-      return this.#acknowledged(this.#unwrap(this.#native.send(copy)), signal)
+      return this.#one(this.#unwrap(this.#native.send(copy)), signal)
     })
+  }
+
+  /** Sends many messages as one list, which is not the caller's any more. */
+  sendMany(pack: Pack, signal: AbortSignal | undefined): Promise<void> {
+    this.flush()
+    if (this.#order.isFree) return this.#sendPack(pack, signal)
+    return this.#behind(() => this.#sendPack(pack, signal))
   }
 
   /** Hands over what was gathered of this turn. */
@@ -89,7 +99,12 @@ export class DataPlane {
   /** Ends this side's direction. */
   end(signal?: AbortSignal): Promise<void> {
     this.flush()
-    const end = (): Promise<void> => this.#acknowledged(this.#unwrap(this.#native.end()), signal)
+    const end = (): Promise<void> => {
+      const ended = this.#one(this.#unwrap(this.#native.end()), signal)
+      // It may have been ended before, and then no news need come.
+      this.#completions.settle(this.#native.sent(), true)
+      return ended
+    }
     return this.#order.isFree ? end() : this.#behind(end)
   }
 
@@ -160,8 +175,31 @@ export class DataPlane {
     return this.#completions.wait(first, first + length - 1, hasOperations, signal, texts)
   }
 
-  async #acknowledged(id: number, signal: AbortSignal | undefined): Promise<void> {
-    await this.#completions.wait(id, id, false, signal, messageTexts)
+  async #sendPack(pack: Pack, signal: AbortSignal | undefined): Promise<void> {
+    const { bytes, lengths, count } = pack
+    if (count === 0) return
+    let first: number
+    try {
+      if (signal?.aborted) throw abortError(signal, messageTexts.withdrawn)
+      first = this.#unwrap(this.#native.sendMany(bytes, lengths, count))
+    } finally {
+      pack.give()
+    }
+    await this.#acknowledged(first, first + count - 1, signal)
+  }
+
+  #one(id: number, signal: AbortSignal | undefined): Promise<void> {
+    return this.#acknowledged(id, id, signal)
+  }
+
+  async #acknowledged(first: number, last: number, signal: AbortSignal | undefined): Promise<void> {
+    if (signal) {
+      await this.#completions.wait(first, last, false, signal, messageTexts)
+      return
+    }
+    await new Promise<void>((resolve, reject) => {
+      this.#completions.add(first, last, { resolve, reject })
+    })
   }
 
   /** Begins something in its turn; what comes of it does not keep others from theirs. */

@@ -1,27 +1,41 @@
 import { native } from './native.js'
+import { drain, type News } from './news.js'
 
 /** Something that lives in native code and may have news. */
 export interface Source {
-  /** Asks native code what is new. Called once per batch of news; must not throw. */
-  news(): void
+  /** Called when there is news, with what it is where that is a connection's; must not throw. */
+  news(news?: News): void
 }
 
 const sources = new Map<number, Source>()
 let lastId = 0
 let holders = 0
+let turn = 0
 
 const environment = new native.Environment(() => {
-  for (const id of environment.take()) {
-    try {
-      sources.get(id)?.news()
-    } catch (error) {
-      // A mistake of ours, or of a subscriber: it must not keep the others from their news.
-      process.nextTick(() => {
-        throw error
-      })
-    }
-  }
+  turn++
+  drain(ask, tell)
 })
+
+function ask(words: Float64Array, bytes: Uint8Array): number {
+  return environment.drain(words, bytes)
+}
+
+function tell(id: number, news: News | undefined): void {
+  try {
+    sources.get(id)?.news(news)
+  } catch (error) {
+    // A mistake of ours, or of a subscriber: it must not keep the others from their news.
+    process.nextTick(() => {
+      throw error
+    })
+  }
+}
+
+/** Counts the turns of the event loop that have brought news. */
+export function turns(): number {
+  return turn
+}
 
 /** The native side of this environment. */
 export { environment }

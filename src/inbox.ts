@@ -1,21 +1,18 @@
 import type { NativeConnection, NativeError } from '#binding'
+import { receiveShort } from './news.js'
 
-/** Longer messages come by themselves. */
-const SHORT = 4096
-
-const bytes = new Uint8Array(1 << 16)
-const lengths = new Uint32Array(64)
+const nothing: readonly Buffer[] = []
 
 /**
- * Messages on their way from native code to whoever receives them: short ones cross several at a time.
+ * Messages on their way from native code to whoever receives them: short ones cross several at a time, also with the news
+ * where one was asked for in vain.
  *
  * @internal
  */
 export class Inbox {
   readonly #native: NativeConnection
-  #ready: Buffer[] = []
+  #ready = nothing
   #first = 0
-  #readyBytes = 0
 
   constructor(native: NativeConnection) {
     this.#native = native
@@ -28,43 +25,27 @@ export class Inbox {
 
   /** Their bytes. */
   get readyBytes(): number {
-    return this.#readyBytes
+    return this.#ready.slice(this.#first).reduce((sum, { length }) => sum + length, 0)
+  }
+
+  /** Takes what came with the news. */
+  add(messages: readonly Buffer[]): void {
+    if (messages.length === 0) return
+    this.#ready = this.ready === 0 ? messages : [...this.#ready.slice(this.#first), ...messages]
+    this.#first = 0
   }
 
   /** The next message; `false` when there is none yet; `null` when no more will come; why the connection failed. */
   next(): Buffer | false | null | NativeError {
-    if (this.#first === this.#ready.length && !this.#fill()) {
-      return this.#native.receive() as Buffer | false | null | NativeError
-    }
     const message = this.#ready[this.#first++]
-    if (!message) return false
-    this.#readyBytes -= message.length
-    return message
-  }
-
-  /** Those that have crossed, at most so many. */
-  take(limit: number): Buffer[] {
-    const taken = this.#ready.slice(this.#first, this.#first + limit)
-    this.#first += taken.length
-    for (const { length } of taken) this.#readyBytes -= length
-    return taken
-  }
-
-  #fill(): boolean {
-    const count = this.#native.receiveShort(bytes, lengths, SHORT)
-    if (count === 0) return false
-    this.#ready = []
+    if (message) return message
     this.#first = 0
-    let start = 0
-    for (let index = 0; index < count; index++) {
-      const length = lengths[index] ?? 0
-      // Memory of its own: whoever has one message must not see the others.
-      const message = length > 0 && length <= 64 ? Buffer.alloc(length) : Buffer.allocUnsafeSlow(length)
-      message.set(bytes.subarray(start, start + length))
-      this.#ready.push(message)
-      start += length
-    }
-    this.#readyBytes = start
-    return true
+    // Whatever has been given out is not held here.
+    this.#ready = nothing
+    const more = receiveShort(this.#native)
+    if (more === false) return false
+    if (more === undefined) return this.#native.receive() as Buffer | false | null | NativeError
+    this.#ready = more
+    return this.#ready[this.#first++] ?? false
   }
 }

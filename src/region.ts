@@ -3,7 +3,7 @@ import { inspect, types, type InspectOptions } from 'node:util'
 import type { NativeRegion } from '#binding'
 import { environment } from './events.js'
 import { unwrap } from './native.js'
-import { argumentTypeError, argumentValueError, messageBytes, rangeError, whole } from './validate.js'
+import { argumentTypeError, argumentValueError, messageBytes, rangeError, unshared, whole } from './validate.js'
 
 /** What the constructors want to see, so that nobody else constructs. */
 const key = Symbol('secure-rdma')
@@ -185,7 +185,7 @@ export function copiedRange(value: unknown, name: string, copies: NativeRegion[]
     ? !regions.has(value.buffer)
     : types.isAnyArrayBuffer(value) && !regions.has(value)
   if (!isForeign) return localRange(value, name)
-  const bytes = messageBytes(value)
+  const bytes = unshared(messageBytes(value))
   const native = unwrap<NativeRegion>(environment.allocate(Math.max(1, bytes.length)))
   copies.push(native)
   native.fill(bytes)

@@ -156,19 +156,31 @@ function unknownMember(name: string, key: string, table: object, foreign: Readon
   return argumentValueError(`${name}.${key} is not an option of secure-rdma: ${why}`)
 }
 
+const typedArrays = Object.getPrototypeOf(Uint8Array.prototype) as object
+// eslint-disable-next-line @typescript-eslint/unbound-method -- called on what is measured
+const lengthOf = Object.getOwnPropertyDescriptor(typedArrays, 'byteLength')?.get as (this: unknown) => number
+
 /**
- * The bytes of a message, as a view of its own: `send` copies from it at once.
+ * How many bytes there are, where the value is a Uint8Array that can be copied as it is; -1 where {@link messageBytes} has
+ * to look closer. What the value says of itself does not count.
+ */
+export function plainLength(value: unknown): number {
+  // None: its buffer may have been transferred away.
+  return types.isUint8Array(value) ? lengthOf.call(value) || -1 : -1
+}
+
+/**
+ * The bytes of a message, as a view of its own.
  */
 export function messageBytes(value: unknown): Uint8Array {
   const expected = 'a Buffer, TypedArray, DataView or ArrayBuffer (for text: Buffer.from(text))'
-  if (ArrayBuffer.isView(value)) return bytesOf(value.buffer, value.byteOffset, value.byteLength)
-  if (types.isAnyArrayBuffer(value)) return bytesOf(value, 0, value.byteLength)
+  // Throws where the buffer was transferred away: an empty message would be sent otherwise.
+  if (ArrayBuffer.isView(value)) return new Uint8Array(value.buffer, value.byteOffset, value.byteLength)
+  if (types.isAnyArrayBuffer(value)) return new Uint8Array(value)
   throw argumentTypeError('message', expected, value)
 }
 
-function bytesOf(buffer: ArrayBufferLike, offset: number, length: number): Uint8Array {
-  // Throws where the buffer was transferred away: an empty message would be sent otherwise.
-  const bytes = new Uint8Array(buffer, offset, length)
-  // Another thread may write to shared memory while native code copies it.
-  return types.isSharedArrayBuffer(buffer) ? bytes.slice() : bytes
+/** The same bytes where no other thread can change them: native code may not meet that while it copies. */
+export function unshared(bytes: Uint8Array): Uint8Array {
+  return types.isSharedArrayBuffer(bytes.buffer) ? bytes.slice() : bytes
 }

@@ -35,6 +35,11 @@ export class PromiseQueue<T> {
 
   /** One more promise. Aborting takes it out of the queue. */
   add(signal: AbortSignal | undefined): Promise<T> {
+    if (signal === undefined) {
+      return new Promise((resolve, reject) => {
+        this.#waiting.add({ resolve, reject })
+      })
+    }
     return new Promise((resolve, reject) => {
       const waiting: Waiting<T> = {
         resolve: (value) => {

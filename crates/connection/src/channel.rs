@@ -325,17 +325,6 @@ impl Channel {
         self.take(Receive::take)
     }
 
-    pub(crate) fn take_messages(&self, mut wanted: impl FnMut(&[u8]) -> bool) {
-        self.with(|state, after| {
-            while state.receive.next().is_some_and(&mut wanted) {
-                drop(state.receive.take(&mut state.credits));
-            }
-            if state.credits.should_return() {
-                self.pump(state, after);
-            }
-        });
-    }
-
     pub(crate) fn take_immediate(&self) -> Received<u32> {
         self.take(Receive::take_immediate)
     }

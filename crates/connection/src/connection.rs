@@ -8,6 +8,7 @@ use secure_rdma_rdma::{Error, LocalAddress, Result};
 use secure_rdma_session::{Peer, Report};
 
 use crate::channel::{Channel, Life};
+use crate::look::Look;
 use crate::stats::ConnectionStats;
 
 /// Why a connection is over.
@@ -115,10 +116,10 @@ impl Connection {
         self.0.channel.take_message()
     }
 
-    /// Gives messages that are there to `take`, oldest first, until it declines one, which stays the next. They are gone
-    /// when it has not. Never blocks; `take` runs under the connection's lock, so it must neither.
-    pub fn receive_many(&self, take: impl FnMut(&[u8]) -> bool) {
-        self.0.channel.take_messages(take);
+    /// What there is, at one moment. Messages that are ready go to `take` before, oldest first, until it declines one, which
+    /// stays the next. Never blocks; `take` runs under the connection's lock, so it must neither.
+    pub fn look(&self, take: impl FnMut(&[u8]) -> bool) -> Look {
+        self.0.channel.look(take)
     }
 
     /// Waits for the next message; `None` when no more will come.

@@ -291,6 +291,11 @@ impl Transmit {
         if id > self.done() { None } else { self.outcomes.remove(&id) }
     }
 
+    /// Whether there are any.
+    pub(crate) fn has_outcomes(&self) -> bool {
+        !self.outcomes.is_empty()
+    }
+
     /// Takes all of them, up to [`Transmit::done`], which comes first.
     pub(crate) fn outcomes(&mut self) -> (u64, Vec<(u64, Result<u64>)>) {
         let done = self.done();

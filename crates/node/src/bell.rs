@@ -41,6 +41,13 @@ impl Tower {
         rung.ids.drain().collect()
     }
 
+    /// There was no room for the news of these.
+    pub(crate) fn put_back(&self, ids: Vec<u32>) {
+        if !ids.is_empty() {
+            lock(&self.rung).ids.extend(ids);
+        }
+    }
+
     /// After this no thread calls JavaScript any more, and none is doing so.
     pub(crate) fn silence(&self) {
         let drain = lock(&self.drain).take();

@@ -1,5 +1,6 @@
 //! A connection as JavaScript holds it.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 
 use napi::bindgen_prelude::{BufferSlice, Either, Either4, Env, Null};
@@ -23,15 +24,6 @@ pub struct NativeClosed {
     pub error: Option<NativeError>,
     /// Whether every message given to `send` had been acknowledged by the peer's device.
     pub delivered: bool,
-}
-
-/// Some messages.
-#[napi(object, object_from_js = false)]
-pub struct NativeMessages {
-    /// Their bytes.
-    pub bytes: BufferSlice<'static>,
-    /// The length of each.
-    pub lengths: Vec<f64>,
 }
 
 /// Numbers of a connection.
@@ -78,17 +70,23 @@ pub struct NativeConnectionStats {
 pub struct NativeConnection {
     held: Arc<Held>,
     house: Arc<House>,
+    id: u32,
 }
 
-struct Held(Connection);
+/// What an environment knows of it.
+pub(crate) struct Held {
+    pub(crate) connection: Connection,
+    /// Whether JavaScript has asked for a message in vain.
+    pub(crate) wanted: AtomicBool,
+}
 
 impl Tenant for Held {
     fn evict(&self) {
-        self.0.destroy(None);
+        self.connection.destroy(None);
     }
 
     fn is_gone(&self) -> bool {
-        self.0.closed().is_some()
+        self.connection.closed().is_some()
     }
 }
 
@@ -96,19 +94,30 @@ impl NativeConnection {
     /// `id` rings for its news, the first time at once.
     pub(crate) fn new(connection: Connection, house: &Arc<House>, id: u32) -> Self {
         let bell = house.bell(id);
-        let held = Arc::new(Held(connection));
+        let held = Arc::new(Held { connection, wanted: AtomicBool::new(false) });
         let tenant: Weak<Held> = Arc::downgrade(&held);
         house.enter(tenant);
-        held.0.observe(Arc::new(move || bell.ring()));
-        Self { held, house: Arc::clone(house) }
+        house.introduce(id, &held);
+        held.connection.observe(Arc::new(move || bell.ring()));
+        Self { held, house: Arc::clone(house), id }
     }
 
     pub(crate) fn house(&self) -> &House {
         &self.house
     }
 
+    pub(crate) fn held(&self) -> &Held {
+        &self.held
+    }
+
     pub(crate) fn connection(&self) -> &Connection {
-        &self.held.0
+        &self.held.connection
+    }
+}
+
+impl Drop for NativeConnection {
+    fn drop(&mut self) {
+        self.house.forget(self.id, &self.held);
     }
 }
 
@@ -146,26 +155,6 @@ impl NativeConnection {
             Received::End => Either4::C(Null),
             Received::Closed(error) => Either4::D(error.into()),
         })
-    }
-
-    /// Messages that are there, at most so many, one after the other, and their lengths.
-    ///
-    /// # Errors
-    /// When Node has no memory for them.
-    #[napi(catch_unwind)]
-    pub fn receive_many(&self, env: Env, limit: u32) -> napi::Result<NativeMessages> {
-        let (mut bytes, mut lengths) = (Vec::new(), Vec::new());
-        if refuse_fork().is_ok() {
-            self.connection().receive_many(|message| {
-                let wanted = lengths.len() < limit as usize;
-                if wanted {
-                    bytes.extend_from_slice(message);
-                    lengths.push(number(message.len() as u64));
-                }
-                wanted
-            });
-        }
-        Ok(NativeMessages { bytes: buffers::message(&env, bytes, self.house.external_allowed())?, lengths })
     }
 
     /// Ends the own direction; gives an id as `send` does.

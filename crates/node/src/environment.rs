@@ -1,5 +1,6 @@
 //! What belongs to one JavaScript environment: the main thread's, or a worker's.
 
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use napi_derive::napi;
 use crate::bell::{Bell, Tower, lock};
 use crate::buffers;
 use crate::connecting::Connecting;
+use crate::connection::Held;
 use crate::device::{Counting, Listing};
 use crate::error::NativeError;
 use crate::options::{NativeConnect, NativeListen};
@@ -33,6 +35,8 @@ pub(crate) trait Tenant: Send + Sync {
 pub(crate) struct House {
     tower: Arc<Tower>,
     tenants: Mutex<Vec<Weak<dyn Tenant>>>,
+    /// Connections by the ids under which their news come.
+    connections: Mutex<HashMap<u32, Weak<Held>>>,
     external_allowed: bool,
 }
 
@@ -56,6 +60,36 @@ impl House {
         tenants.push(tenant);
     }
 
+    /// News that come under `id` are this connection's.
+    pub(crate) fn introduce(&self, id: u32, held: &Arc<Held>) {
+        lock(&self.connections).insert(id, Arc::downgrade(held));
+    }
+
+    /// No more.
+    pub(crate) fn forget(&self, id: u32, held: &Arc<Held>) {
+        let mut connections = lock(&self.connections);
+        // Another may have the id by now.
+        if connections.get(&id).is_some_and(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(held))) {
+            connections.remove(&id);
+        }
+    }
+
+    /// Calls `tell` with the id of each object that has rung, and with the connection where it is one, until it declines.
+    /// Tells whether it has had all.
+    pub(crate) fn drain(&self, mut tell: impl FnMut(u32, Option<&Held>) -> bool) -> bool {
+        let mut rung = self.tower.drain();
+        while let Some(id) = rung.pop() {
+            let held = lock(&self.connections).get(&id).and_then(Weak::upgrade);
+            if !tell(id, held.as_deref()) {
+                rung.push(id);
+                break;
+            }
+        }
+        let all = rung.is_empty();
+        self.tower.put_back(rung);
+        all
+    }
+
     fn close(&self) {
         self.tower.silence();
         let tenants: Vec<_> = lock(&self.tenants).drain(..).filter_map(|tenant| tenant.upgrade()).collect();
@@ -77,7 +111,7 @@ pub struct Environment {
 
 #[napi]
 impl Environment {
-    /// `drain` is called when there is news; it must call `take()`, and must not throw.
+    /// `drain` is called when there is news; it must call `drain()`, and must not throw.
     ///
     /// # Errors
     /// When Node refuses the function or the cleanup hook.
@@ -92,6 +126,7 @@ impl Environment {
         let house = Arc::new(House {
             tower: Arc::new(Tower::new(drain)),
             tenants: Mutex::default(),
+            connections: Mutex::default(),
             external_allowed: buffers::are_external_allowed(&env)?,
         });
         // Added after the function was made, hence run before Node takes that down.
@@ -100,13 +135,6 @@ impl Environment {
             let _ = std::panic::catch_unwind(AssertUnwindSafe(|| house.close()));
         })?;
         Ok(Self { house })
-    }
-
-    /// The ids of the objects that have news.
-    #[napi(catch_unwind)]
-    #[must_use]
-    pub fn take(&self) -> Vec<u32> {
-        self.house.tower.drain()
     }
 
     /// Lets the environment keep the event loop alive, or no more.
@@ -165,6 +193,12 @@ impl Environment {
     #[must_use]
     pub fn listen(&self, id: u32, options: NativeListen) -> Either<Listening, NativeError> {
         value(Listening::begin(&self.house, id, options))
+    }
+}
+
+impl Environment {
+    pub(crate) fn house(&self) -> &House {
+        &self.house
     }
 }
 

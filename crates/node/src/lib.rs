@@ -17,6 +17,7 @@ mod error;
 #[cfg(feature = "fake")]
 mod faults;
 mod messages;
+mod news;
 mod options;
 mod peer;
 mod process;
@@ -29,7 +30,7 @@ mod work;
 
 pub use authorize::NativeQuestion;
 pub use connecting::Connecting;
-pub use connection::{NativeClosed, NativeConnection, NativeConnectionStats, NativeMessages};
+pub use connection::{NativeClosed, NativeConnection, NativeConnectionStats};
 pub use data_plane::{NativeOutcome, NativeOutcomes};
 pub use device::{Counting, Listing, NativeDevice, NativeGid, NativeLimits, NativePort};
 pub use environment::Environment;

@@ -1,47 +1,36 @@
-//! Short messages, several in one crossing.
+//! Short messages on their way out, several in one crossing.
 
-use napi::bindgen_prelude::{Uint8ArraySlice, Uint32ArraySlice};
+use napi::bindgen_prelude::Either;
 use napi_derive::napi;
+use secure_rdma_connection::Operation;
+use secure_rdma_rdma::{Error, Result};
+use smallvec::SmallVec;
 
-use crate::connection::NativeConnection;
+use crate::connection::{NativeConnection, id_value};
+use crate::error::NativeError;
 use crate::process::refuse_fork;
 
 #[napi]
 impl NativeConnection {
-    /// Moves messages that are ready to `bytes`, one behind the other, as long as they are not longer than `longest` and
-    /// there is room, and their lengths to `lengths`. Gives their number; 0 says nothing of why.
+    /// Queues copies of the messages that follow each other in `bytes`, as many as there are lengths up to `count`, and
+    /// posts them as one list; gives the first one's id.
     #[napi(catch_unwind)]
     #[must_use]
-    pub fn receive_short(
-        &self,
-        mut bytes: Uint8ArraySlice<'_>,
-        mut lengths: Uint32ArraySlice<'_>,
-        longest: u32,
-    ) -> u32 {
-        if refuse_fork().is_err() {
-            return 0;
+    pub fn send_many(&self, bytes: &[u8], lengths: &[u32], count: u32) -> Either<f64, NativeError> {
+        id_value(self.post_messages(bytes, lengths.get(..count as usize)))
+    }
+}
+
+impl NativeConnection {
+    fn post_messages(&self, mut bytes: &[u8], lengths: Option<&[u32]>) -> Result<u64> {
+        refuse_fork()?;
+        let malformed = || Error::internal("messages that are longer than their bytes");
+        let mut messages: SmallVec<[Operation<'_>; 64]> = SmallVec::new();
+        for length in lengths.ok_or_else(malformed)? {
+            let (message, rest) = bytes.split_at_checked(*length as usize).ok_or_else(malformed)?;
+            messages.push(Operation::Send { message });
+            bytes = rest;
         }
-        // SAFETY: it is memory of JavaScript's, on whose thread this is, and no code of its runs meanwhile.
-        let bytes = unsafe { bytes.as_mut() };
-        // SAFETY: as above.
-        let lengths = unsafe { lengths.as_mut() };
-        let (mut used, mut count) = (0, 0);
-        self.connection().receive_many(|message| {
-            let room = bytes.get_mut(used..used + message.len());
-            let (Some(room), Some(length), Ok(short)) =
-                (room, lengths.get_mut(count), u32::try_from(message.len()))
-            else {
-                return false;
-            };
-            if short > longest {
-                return false;
-            }
-            room.copy_from_slice(message);
-            *length = short;
-            used += message.len();
-            count += 1;
-            true
-        });
-        u32::try_from(count).unwrap_or(u32::MAX)
+        Ok(self.connection().post(&messages)?.start)
     }
 }
