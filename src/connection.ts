@@ -194,7 +194,7 @@ export class Connection implements AsyncDisposable {
 
   /**
    * The messages that are there, at least one, or `null` when none will come: waits as {@link receive} does, and then takes
-   * what else has arrived.
+   * what else has arrived. Short ones share memory: copy what you keep for long.
    *
    * @throws {RdmaError} as {@link receive}
    */
@@ -205,12 +205,7 @@ export class Connection implements AsyncDisposable {
     if (first === null) return null
     const batch = [first]
     // Whoever else waits has asked before for what comes now.
-    while (batch.length < limit && !this.#receives.isAwaited) {
-      const next = this.#inbox.next()
-      // An end stays, and comes next time.
-      if (!(next instanceof Uint8Array)) break
-      batch.push(next)
-    }
+    if (!this.#receives.isAwaited) this.#inbox.fill(batch, limit)
     this.#receives.count(batch.length - 1)
     return batch
   }

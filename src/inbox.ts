@@ -1,7 +1,7 @@
 import type { NativeConnection, NativeError } from '#binding'
-import { receiveShort } from './news.js'
+import { copyOf, receiveShort, type Packed } from './news.js'
 
-const nothing: readonly Buffer[] = []
+const nothing: Packed = { bytes: Buffer.alloc(0), lengths: [] }
 
 /**
  * Messages on their way from native code to whoever receives them: short ones cross several at a time, also with the news
@@ -11,8 +11,10 @@ const nothing: readonly Buffer[] = []
  */
 export class Inbox {
   readonly #native: NativeConnection
-  #ready = nothing
-  #first = 0
+  #packed = nothing
+  /** The next one of `#packed`, and where it begins. */
+  #next = 0
+  #begin = 0
 
   constructor(native: NativeConnection) {
     this.#native = native
@@ -20,32 +22,65 @@ export class Inbox {
 
   /** Messages that have crossed and wait. */
   get ready(): number {
-    return this.#ready.length - this.#first
+    return this.#packed.lengths.length - this.#next
   }
 
   /** Their bytes. */
   get readyBytes(): number {
-    return this.#ready.slice(this.#first).reduce((sum, { length }) => sum + length, 0)
+    return this.#packed.bytes.length - this.#begin
   }
 
-  /** Takes what came with the news. */
-  add(messages: readonly Buffer[]): void {
-    if (messages.length === 0) return
-    this.#ready = this.ready === 0 ? messages : [...this.#ready.slice(this.#first), ...messages]
-    this.#first = 0
+  /** Takes what came with the news: only who has asked in vain, and so has nothing, is given any. */
+  add(packed: Packed | undefined): void {
+    if (!packed) return
+    if (this.ready > 0) throw new Error('messages came with the news to who had some')
+    this.#hold(packed)
   }
 
   /** The next message; `false` when there is none yet; `null` when no more will come; why the connection failed. */
   next(): Buffer | false | null | NativeError {
-    const message = this.#ready[this.#first++]
-    if (message) return message
-    this.#first = 0
-    // Whatever has been given out is not held here.
-    this.#ready = nothing
+    if (this.ready > 0) return this.#shift()
     const more = receiveShort(this.#native)
     if (more === false) return false
     if (more === undefined) return this.#native.receive() as Buffer | false | null | NativeError
-    this.#ready = more
-    return this.#ready[this.#first++] ?? false
+    this.#hold(more)
+    return this.#shift()
+  }
+
+  /** Adds the messages that follow to `batch`, until it has `limit`; they share memory. What is no message stays. */
+  fill(batch: Buffer[], limit: number): void {
+    while (batch.length < limit) {
+      if (this.ready === 0) {
+        const next = this.next()
+        if (!(next instanceof Uint8Array)) return
+        batch.push(next)
+        continue
+      }
+      const { buffer, byteOffset } = this.#packed.bytes
+      const length = this.#packed.lengths[this.#next++] ?? 0
+      batch.push(Buffer.from(buffer, byteOffset + this.#begin, length))
+      this.#begin += length
+    }
+    this.#rest()
+  }
+
+  /** Memory of its own: whoever has one message must not see the others. */
+  #shift(): Buffer {
+    const { bytes, lengths } = this.#packed
+    const begin = this.#begin
+    this.#begin += lengths[this.#next++] ?? 0
+    const message = lengths.length === 1 ? bytes : copyOf(bytes, begin, this.#begin)
+    this.#rest()
+    return message
+  }
+
+  #hold(packed: Packed): void {
+    this.#packed = packed
+    this.#next = this.#begin = 0
+  }
+
+  /** What has been given out is not held here. */
+  #rest(): void {
+    if (this.ready === 0) this.#hold(nothing)
   }
 }

@@ -1,12 +1,18 @@
 import type { NativeConnection } from '#binding'
 
+/** Messages, one behind the other. */
+export interface Packed {
+  readonly bytes: Buffer
+  readonly lengths: readonly number[]
+}
+
 /** What a connection is told, all of one moment. Flags as crates/node/src/news.rs has them. */
 export interface News {
   /** Every id up to this one has been acknowledged. */
   readonly done: number
   readonly flags: number
-  /** Messages that somebody had asked for. */
-  readonly messages: readonly Buffer[]
+  /** Messages, where somebody had asked for one in vain. */
+  readonly messages: Packed | undefined
 }
 
 /** The connection is over. */
@@ -17,13 +23,6 @@ export const OUTCOMES = 2
 const HEAD = 4
 const words = new Float64Array(2048)
 const bytes = new Uint8Array(1 << 16)
-/** The same bytes: what is sliced off is a Buffer. */
-const buffer = Buffer.from(bytes.buffer)
-// Not the method of Buffer, which gives a view.
-// eslint-disable-next-line @typescript-eslint/unbound-method -- called on `buffer`
-const { slice } = Uint8Array.prototype
-const nothing: readonly Buffer[] = []
-
 /** Asks native code for the news of everything that has rung, and gives them to `tell`, with the id of each. */
 export function drain(
   ask: (words: Float64Array, bytes: Uint8Array) => number,
@@ -42,16 +41,14 @@ export function drain(
 export function look(native: NativeConnection): News {
   native.look(words, bytes)
   const [entry] = read(HEAD)
-  return entry?.[1] ?? { done: 0, flags: OVER, messages: nothing }
+  return entry?.[1] ?? { done: 0, flags: OVER, messages: undefined }
 }
 
 /** Short messages that are there; `false` when there is nothing, `undefined` when `native.receive()` gives what comes next. */
-export function receiveShort(native: NativeConnection): Buffer[] | false | undefined {
+export function receiveShort(native: NativeConnection): Packed | false | undefined {
   const count = native.receiveShort(words, bytes)
-  if (count <= 0) return count === 0 ? false : undefined
-  const messages: Buffer[] = []
-  unpack(messages, 0, count, 0)
-  return messages
+  if (count < 0) return undefined
+  return count > 0 && unpack(0, count, 0)
 }
 
 /** All of it at once: whoever is told may ask for more, and that comes to lie here too. */
@@ -59,31 +56,31 @@ function read(used: number): [id: number, news: News | undefined][] {
   const entries: [number, News | undefined][] = []
   let start = 0
   for (let at = 0; at < used;) {
-    const count = words[at + 3] ?? 0
-    const messages: Buffer[] = []
-    start = unpack(messages, at + HEAD, count, start)
-    const flags = words[at + 1] ?? -1
-    entries.push([words[at] ?? 0, flags < 0 ? undefined : { done: words[at + 2] ?? 0, flags, messages }])
+    const [id, flags, done, count] = [words[at], words[at + 1], words[at + 2] ?? 0, words[at + 3] ?? 0]
+    const messages = count > 0 ? unpack(at + HEAD, count, start) : undefined
+    start += messages?.bytes.length ?? 0
+    entries.push([id ?? 0, flags === undefined || flags < 0 ? undefined : { done, flags, messages }])
     at += HEAD + count
   }
   return entries
 }
 
-/** Messages whose lengths begin at `at`, and their bytes at `start`. Gives where the bytes end. */
-function unpack(messages: Buffer[], at: number, count: number, start: number): number {
+/** Copies the messages whose lengths begin at `at`, and their bytes at `start`. */
+function unpack(at: number, count: number, start: number): Packed {
+  const lengths: number[] = []
+  let end = start
   for (let index = at; index < at + count; index++) {
     const length = words[index] ?? 0
-    messages.push(copyOf(start, length))
-    start += length
+    lengths.push(length)
+    end += length
   }
-  return start
+  return { bytes: copyOf(bytes, start, end), lengths }
 }
 
-/** Memory of its own: whoever has one message must not see the others. */
-function copyOf(start: number, length: number): Buffer {
-  // Of so few bytes V8 keeps the memory in the object itself, and this is the quickest way to it.
-  if (length <= 64) return slice.call(buffer, start, start + length) as Buffer
-  const long = Buffer.allocUnsafeSlow(length)
-  long.set(bytes.subarray(start, start + length))
-  return long
+/** A copy with memory of its own. */
+export function copyOf(bytes: Uint8Array, start: number, end: number): Buffer {
+  // Of so few bytes V8 keeps the memory in the object itself.
+  const copy = end - start <= 64 ? Buffer.alloc(end - start) : Buffer.allocUnsafeSlow(end - start)
+  copy.set(bytes.subarray(start, end))
+  return copy
 }

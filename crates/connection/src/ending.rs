@@ -32,6 +32,10 @@ impl Channel {
     pub(crate) fn tell_when_drained(&self, state: &mut State, after: &mut After) {
         if matches!(state.life, Life::Closing { told: false }) && state.transmit.is_idle() {
             state.life = Life::Closing { told: true };
+            // The peer lets go of its queue pair when it hears of this, and is to know by then what has arrived.
+            if let Some(queue_pair) = &state.queue_pair {
+                queue_pair.flush();
+            }
             if let Some(control) = &state.control {
                 after.control = Some((Arc::clone(control), ControlCall::Close));
             }

@@ -115,19 +115,16 @@ impl Packing {
         Some((self.bytes, self.lengths.iter().chain([&count]).flat_map(|word| word.to_le_bytes()).collect()))
     }
 
-    /// The lengths of the messages in a segment of `segment` bytes, of which `read` gives those between two offsets.
-    pub(crate) fn lengths(
-        segment: usize,
-        buffer: usize,
-        read: impl Fn(usize, usize) -> Result<Vec<u8>>,
-    ) -> Result<Vec<usize>> {
-        let word = |bytes: &[u8]| bytes.try_into().map_or(0, |bytes| usize::from(u16::from_le_bytes(bytes)));
+    /// The lengths of the messages in a segment, which came in a receive buffer of `buffer` bytes.
+    pub(crate) fn lengths(segment: &[u8], buffer: usize) -> Result<SmallVec<[u16; 32]>> {
         let wrong = || violation("several messages whose lengths do not fit their segment");
-        let end = segment.checked_sub(2).ok_or_else(wrong)?;
-        let count = word(&read(end, segment)?);
-        let begin = end.checked_sub(2 * count).filter(|_| count > 1).ok_or_else(wrong)?;
-        let lengths: Vec<_> = read(begin, end)?.chunks(2).map(word).collect();
-        let bytes: usize = lengths.iter().sum();
+        let (rest, count) = segment.split_last_chunk().ok_or_else(wrong)?;
+        let count = usize::from(u16::from_le_bytes(*count));
+        let begin = rest.len().checked_sub(2 * count).filter(|_| count > 1).ok_or_else(wrong)?;
+        let (_, words) = rest.split_at_checked(begin).ok_or_else(wrong)?;
+        let lengths: SmallVec<_> =
+            words.as_chunks().0.iter().map(|length| u16::from_le_bytes(*length)).collect();
+        let bytes: usize = lengths.iter().copied().map(usize::from).sum();
         if bytes != begin || bytes + count * MESSAGE_COST > buffer { Err(wrong()) } else { Ok(lengths) }
     }
 }

@@ -28,6 +28,7 @@ mod pool;
 mod posting;
 mod publications;
 mod publishing;
+mod ready;
 mod receive;
 mod regions;
 mod registrations;

@@ -20,7 +20,7 @@ impl Channel {
     pub(crate) fn look(&self, mut take: impl FnMut(&[u8]) -> bool) -> Look {
         self.with(|state, after| {
             while state.receive.next().is_some_and(&mut take) {
-                drop(state.receive.take(&mut state.credits));
+                state.receive.skip(&mut state.credits);
             }
             if state.credits.should_return() {
                 self.pump(state, after);

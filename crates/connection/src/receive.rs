@@ -7,6 +7,7 @@ use secure_rdma_rdma::{Completion, CompletionKind, PathMtu, Result};
 use crate::credit::Credits;
 use crate::framing::{Header, Kind, LENGTH_PREFIX, MESSAGE_COST, Packing, violation};
 use crate::pool::Reservation;
+use crate::ready::Ready;
 
 /// The most that is allocated on the word of a FIRST segment alone.
 const MOST_AHEAD: usize = 1 << 20;
@@ -14,7 +15,7 @@ const MOST_AHEAD: usize = 1 << 20;
 /// What a connection has received.
 #[derive(Debug)]
 pub(crate) struct Receive {
-    ready: VecDeque<Vec<u8>>,
+    ready: Ready,
     /// What WRITEs with immediate have brought.
     immediates: VecDeque<u32>,
     ready_cost: usize,
@@ -47,7 +48,7 @@ pub(crate) enum Arrived {
 impl Receive {
     pub(crate) fn new(max_message: u64, most_ready: usize) -> Self {
         Self {
-            ready: VecDeque::new(),
+            ready: Ready::default(),
             immediates: VecDeque::new(),
             ready_cost: 0,
             partial: None,
@@ -181,17 +182,14 @@ impl Receive {
         length: usize,
         buffers: &Reservation,
     ) -> Result<Arrived> {
-        let read = |from: usize, to: usize| {
-            let mut bytes = Vec::new();
-            buffers.take(completion.id, from, to, &mut bytes)?;
-            Ok(bytes)
-        };
-        let mut at = 0;
-        for message in Packing::lengths(length, buffers.buffer_size() as usize, read)? {
-            self.check_length(message as u64)?;
-            self.finish(read(at, at + message)?);
-            at += message;
+        let mut bytes = Vec::new();
+        buffers.take(completion.id, 0, length, &mut bytes)?;
+        let lengths = Packing::lengths(&bytes, buffers.buffer_size() as usize)?;
+        for message in &lengths {
+            self.check_length((*message).into())?;
+            self.count((*message).into());
         }
+        self.ready.push_packed(bytes, lengths);
         Ok(Arrived::Message)
     }
 
@@ -256,23 +254,34 @@ impl Receive {
     }
 
     fn finish(&mut self, message: Vec<u8>) -> Arrived {
-        self.messages += 1;
-        self.bytes += message.len() as u64;
-        self.ready_cost += message.len() + MESSAGE_COST;
-        self.ready.push_back(message);
+        self.count(message.len());
+        self.ready.push(message);
         Arrived::Message
+    }
+
+    fn count(&mut self, length: usize) {
+        self.messages += 1;
+        self.bytes += length as u64;
+        self.ready_cost += length + MESSAGE_COST;
     }
 
     /// The next message, if one is ready.
     pub(crate) fn next(&self) -> Option<&[u8]> {
-        self.ready.front().map(Vec::as_slice)
+        self.ready.front()
     }
 
     /// Takes the next message, if one is ready. Gives withheld credits free when enough has been read.
     pub(crate) fn take(&mut self, credits: &mut Credits) -> Option<Vec<u8>> {
-        let message = self.ready.pop_front()?;
+        let message = self.ready.pop()?;
         self.taken(message.len(), credits);
         Some(message)
+    }
+
+    /// The same for who has copied it.
+    pub(crate) fn skip(&mut self, credits: &mut Credits) {
+        if let Some(length) = self.ready.skip() {
+            self.taken(length, credits);
+        }
     }
 
     /// The next immediate, if one is ready.

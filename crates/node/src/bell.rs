@@ -1,5 +1,6 @@
 //! How other threads tell JavaScript that there is news: one call per batch, "come and drain".
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -59,16 +60,42 @@ impl Tower {
         lock(&self.drain).as_ref().map(with)
     }
 
+    /// While `work` runs, on the environment's own thread, bells do not call JavaScript. Tells whether one has rung: then the
+    /// caller is to.
+    pub(crate) fn attend<T>(&self, work: impl FnOnce() -> T) -> (T, bool) {
+        let attending = Attending(ATTENDED.replace(std::ptr::from_ref(self).addr()));
+        let done = work();
+        drop(attending);
+        (done, !lock(&self.rung).ids.is_empty())
+    }
+
     fn ring(&self, id: u32) {
         {
             let mut rung = lock(&self.rung);
-            if !rung.ids.insert(id) || std::mem::replace(&mut rung.called, true) {
+            if !rung.ids.insert(id)
+                || ATTENDED.get() == std::ptr::from_ref(self).addr()
+                || std::mem::replace(&mut rung.called, true)
+            {
                 return;
             }
         }
         // A queue that is full or closing needs no answer: nobody is there to come.
         self.with_drain(|drain| drain.call((), ThreadsafeFunctionCallMode::NonBlocking));
     }
+}
+
+/// Puts back what was attended before, also where a panic passes.
+struct Attending(usize);
+
+impl Drop for Attending {
+    fn drop(&mut self) {
+        ATTENDED.set(self.0);
+    }
+}
+
+thread_local! {
+    /// The address of the tower whose bells this thread answers itself.
+    static ATTENDED: Cell<usize> = const { Cell::new(0) };
 }
 
 /// The bell of one object of an environment. Cheap to clone; any thread may ring it, and it never blocks for long.

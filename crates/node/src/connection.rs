@@ -98,6 +98,9 @@ impl NativeConnection {
         let tenant: Weak<Held> = Arc::downgrade(&held);
         house.enter(tenant);
         house.introduce(id, &held);
+        if held.connection.local().device == secure_rdma_soft::NAME {
+            house.poll();
+        }
         held.connection.observe(Arc::new(move || bell.ring()));
         Self { held, house: Arc::clone(house), id }
     }

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use napi::bindgen_prelude::{Either, Env, Function, Result};
+use napi::bindgen_prelude::{Either, Env, Function, JsValue, Result};
 use napi::sys;
 use napi_derive::napi;
 
@@ -15,6 +16,7 @@ use crate::connecting::Connecting;
 use crate::connection::Held;
 use crate::device::{Counting, Listing};
 use crate::error::NativeError;
+use crate::loop_poller::Polling;
 use crate::options::{NativeConnect, NativeListen};
 use crate::region::NativeRegion;
 use crate::server::Listening;
@@ -38,9 +40,50 @@ pub(crate) struct House {
     /// Connections by the ids under which their news come.
     connections: Mutex<HashMap<u32, Weak<Held>>>,
     external_allowed: bool,
+    polling: Polling,
+    env: AtomicPtr<sys::napi_env__>,
+    /// JavaScript's function that drains.
+    drain: AtomicPtr<sys::napi_ref__>,
 }
 
 impl House {
+    /// There is a connection of the embedded device. On the environment's thread.
+    pub(crate) fn poll(self: &Arc<Self>) {
+        self.polling.begin(self, self.env.load(Ordering::Relaxed));
+    }
+
+    /// The bells.
+    pub(crate) fn tower(&self) -> &Tower {
+        &self.tower
+    }
+
+    /// Calls JavaScript, on the environment's thread and from its loop, as a function that drains would be called later.
+    pub(crate) fn call_drain(&self) {
+        let env = self.env.load(Ordering::Relaxed);
+        let (mut scope, mut drain, mut global) =
+            (std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: an environment that lives, on its thread.
+        if unsafe { sys::napi_open_handle_scope(env, &raw mut scope) } != sys::Status::napi_ok {
+            return;
+        }
+        // SAFETY: the reference is the environment's, and lives as long.
+        unsafe { sys::napi_get_reference_value(env, self.drain.load(Ordering::Relaxed), &raw mut drain) };
+        // SAFETY: as above.
+        unsafe { sys::napi_get_global(env, &raw mut global) };
+        let (context, none, nothing) = (std::ptr::null_mut(), std::ptr::null(), std::ptr::null_mut());
+        // SAFETY: the values are of the scope that is open.
+        let status = unsafe { sys::napi_make_callback(env, context, global, drain, 0, none, nothing) };
+        if status == sys::Status::napi_pending_exception {
+            let mut exception = std::ptr::null_mut();
+            // SAFETY: there is one.
+            unsafe { sys::napi_get_and_clear_last_exception(env, &raw mut exception) };
+            // SAFETY: it is a value of the scope that is open. What is thrown in a callback ends a process.
+            unsafe { sys::napi_fatal_exception(env, exception) };
+        }
+        // SAFETY: it was opened above.
+        unsafe { sys::napi_close_handle_scope(env, scope) };
+    }
+
     pub(crate) fn bell(&self, id: u32) -> Bell {
         Bell::new(Arc::clone(&self.tower), id)
     }
@@ -92,6 +135,7 @@ impl House {
 
     fn close(&self) {
         self.tower.silence();
+        self.polling.end();
         let tenants: Vec<_> = lock(&self.tenants).drain(..).filter_map(|tenant| tenant.upgrade()).collect();
         for tenant in &tenants {
             tenant.evict();
@@ -117,6 +161,10 @@ impl Environment {
     /// When Node refuses the function or the cleanup hook.
     #[napi(constructor, catch_unwind)]
     pub fn new(env: Env, drain: Function<'_, (), ()>) -> Result<Self> {
+        let mut reference = std::ptr::null_mut();
+        // SAFETY: the function is one of this environment, on its thread.
+        let status = unsafe { sys::napi_create_reference(env.raw(), drain.raw(), 1, &raw mut reference) };
+        napi::check_status!(status, "Node made no reference")?;
         let drain = drain
             .build_threadsafe_function()
             .callee_handled::<false>()
@@ -128,6 +176,9 @@ impl Environment {
             tenants: Mutex::default(),
             connections: Mutex::default(),
             external_allowed: buffers::are_external_allowed(&env)?,
+            polling: Polling::default(),
+            env: AtomicPtr::new(env.raw()),
+            drain: AtomicPtr::new(reference),
         });
         // Added after the function was made, hence run before Node takes that down.
         env.add_env_cleanup_hook(Arc::clone(&house), |house| {

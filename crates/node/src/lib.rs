@@ -16,6 +16,7 @@ mod environment;
 mod error;
 #[cfg(feature = "fake")]
 mod faults;
+mod loop_poller;
 mod messages;
 mod news;
 mod options;

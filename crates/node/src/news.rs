@@ -82,12 +82,10 @@ impl NativeConnection {
         let mut page = Page { words, bytes };
         let mut count = 0;
         let look = self.connection().look(|message| page.take(message, &mut count));
+        // What comes with the news comes only to who has nothing.
+        self.held().wanted.store(count == 0 && !look.receives, Ordering::Relaxed);
         match count {
             0 if look.receives => -1,
-            0 => {
-                self.held().wanted.store(true, Ordering::Relaxed);
-                0
-            }
             count => i32::try_from(count).unwrap_or(i32::MAX),
         }
     }

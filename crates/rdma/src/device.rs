@@ -217,6 +217,10 @@ pub trait QueuePair: Send + Sync {
     /// # Errors
     /// [`PostError`]; `ERR_RDMA_QUEUE_FULL`; `ERR_RDMA_INVALID_ARGUMENT` where the receive queue is shared.
     fn post_receive(&self, requests: &[ReceiveRequest]) -> std::result::Result<(), PostError>;
+
+    /// Sends what the device holds back, such as acknowledgements that wait for something to travel with. To be called before
+    /// the peer is told otherwise of what they acknowledge. Never blocks. Most devices hold nothing back.
+    fn flush(&self) {}
 }
 
 impl fmt::Debug for dyn QueuePair + '_ {

@@ -98,6 +98,10 @@ pub(crate) struct Core {
     pub(crate) pollers: AtomicUsize,
     /// How often they have looked.
     pub(crate) polls: AtomicU64,
+    /// How often something was posted to send queues.
+    pub(crate) posts: AtomicU64,
+    /// Whether the service thread waits for packets although a poller is at work, which has its packets then.
+    pub(crate) service_idle: AtomicBool,
     /// What the service thread waits with.
     pub(crate) service_waiter: Waiter,
     /// What a poller waits with in its place.
@@ -147,6 +151,8 @@ impl Core {
             born: Instant::now(),
             pollers: AtomicUsize::new(0),
             polls: AtomicU64::new(0),
+            posts: AtomicU64::new(0),
+            service_idle: AtomicBool::new(false),
             service_waiter,
             poller_waiter,
             closing: AtomicBool::new(false),
@@ -253,6 +259,11 @@ impl Core {
         self.due.load(Ordering::Acquire) <= self.nanoseconds(now)
     }
 
+    /// Whether the engine has something to do later.
+    pub(crate) fn has_timeout(&self) -> bool {
+        self.due.load(Ordering::Acquire) != u64::MAX
+    }
+
     fn nanoseconds(&self, at: Instant) -> u64 {
         u64::try_from(at.saturating_duration_since(self.born).as_nanos()).unwrap_or(u64::MAX)
     }
@@ -296,6 +307,10 @@ impl Core {
     pub(crate) fn wake(&self) {
         if self.pollers.load(Ordering::Acquire) > 0 {
             self.poller_waiter.wake();
+            // The poller may be busy otherwise, and somebody has to see that.
+            if self.service_idle.load(Ordering::SeqCst) {
+                self.wake_service();
+            }
         } else {
             self.wake_service();
         }
@@ -365,6 +380,11 @@ impl Owner {
     /// The first count.
     pub(crate) fn new(core: Arc<Core>) -> Self {
         Self { core }
+    }
+
+    /// The device without the count.
+    pub(crate) fn core(&self) -> Arc<Core> {
+        Arc::clone(&self.core)
     }
 }
 

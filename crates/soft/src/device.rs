@@ -11,6 +11,7 @@ use secure_rdma_rdma::{
 
 use crate::capture::Capture;
 use crate::core::{Core, Owner, lock};
+use crate::loop_poller::LoopPoller;
 use crate::options::SoftOptions;
 use crate::poller::Poller;
 use crate::queue_pair::SoftQueuePair;
@@ -56,6 +57,12 @@ impl SoftDevice {
     #[must_use]
     pub fn poller(&self) -> Poller {
         Poller::new(Arc::clone(&self.owner))
+    }
+
+    /// The same for a thread that has an event loop, and until the device is closed.
+    #[must_use]
+    pub fn loop_poller(&self) -> LoopPoller {
+        LoopPoller::new(&self.owner)
     }
 
     /// What has been counted since the device was opened.

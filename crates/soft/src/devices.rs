@@ -41,6 +41,15 @@ impl SoftDevices {
     }
 }
 
+impl SoftDevices {
+    /// The device of the process, if it is open.
+    #[must_use]
+    pub fn opened() -> Option<Arc<SoftDevice>> {
+        let owner = lock(&OPEN).upgrade()?;
+        Some(Arc::new(SoftDevice::of(owner)))
+    }
+}
+
 impl Devices for SoftDevices {
     fn list(&self) -> Result<Vec<DeviceInfo>> {
         Ok(vec![info(NAME)?])

@@ -5,16 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::core::{Owner, try_lock};
+use crate::core::{Core, Owner, try_lock};
 use crate::receive::Sockets;
 
 /// While it lives its holder, and not the service thread, receives, handles timeouts and calls handlers: a thread that
 /// waits for an answer need not be woken by another. One that looks again and again sees a packet within a microsecond,
 /// and uses a whole processor for that.
 ///
-/// Handlers are called on the thread that polls. A holder that does not look for 10 ms is stood in for by the service
-/// thread, 100 times a second; but each look lies with the holder, so drop the poller when the waiting is over. Many
-/// may exist; one thread at a time is at work, and the others' calls do nothing then.
+/// Handlers are called on the thread that polls. A holder that does not look for 1 to 2 ms while packets come is stood in for
+/// by the service thread, until it looks again; drop the poller when the waiting is over. Many may exist; one thread at a
+/// time is at work, and the others' calls do nothing then.
 ///
 /// ```no_run
 /// # fn done() -> bool { true }
@@ -31,11 +31,7 @@ pub struct Poller {
 
 impl Poller {
     pub(crate) fn new(owner: Arc<Owner>) -> Self {
-        if owner.pollers.fetch_add(1, Ordering::AcqRel) == 0 {
-            owner.with(|state| state.engine.set_watched(true));
-        }
-        // The service thread may be waiting for packets: from now on it waits for us.
-        owner.wake_service();
+        owner.add_poller();
         Self { owner }
     }
 
@@ -88,11 +84,24 @@ impl Poller {
 
 impl Drop for Poller {
     fn drop(&mut self) {
-        if self.owner.pollers.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let pollers = &self.owner.pollers;
-            self.owner.with(|state| state.engine.set_watched(pollers.load(Ordering::Acquire) > 0));
+        self.owner.remove_poller();
+    }
+}
+
+impl Core {
+    pub(crate) fn add_poller(&self) {
+        if self.pollers.fetch_add(1, Ordering::AcqRel) == 0 {
+            self.with(|state| state.engine.set_watched(true));
         }
-        self.owner.wake_service();
+        // The service thread may be waiting for packets: from now on it waits for us.
+        self.wake_service();
+    }
+
+    pub(crate) fn remove_poller(&self) {
+        if self.pollers.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.with(|state| state.engine.set_watched(self.pollers.load(Ordering::Acquire) > 0));
+        }
+        self.wake_service();
     }
 }
 

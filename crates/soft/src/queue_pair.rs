@@ -1,6 +1,7 @@
 //! The handle of a queue pair.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use secure_rdma_rdma::{
@@ -113,6 +114,10 @@ impl QueuePair for SoftQueuePair {
         let to = secure_rdma_rdma::transition::check_attr(from, attr)?;
         self.check_values(attr)?;
         let path = attr.address.as_ref().map(|vector| route::path(&self.owner, vector)).transpose()?;
+        if to == QpState::Err {
+            // What has come has come before.
+            self.owner.absorb();
+        }
         self.owner.with(|state| state.engine.modify(Instant::now(), self.qpn, attr, path))?;
         if to == QpState::Err {
             self.owner.announce();
@@ -127,6 +132,7 @@ impl QueuePair for SoftQueuePair {
         let mut state = self.owner.state();
         let now = Instant::now();
         let posted = state.engine.post_send(now, self.qpn, requests);
+        self.owner.posts.fetch_add(1, Ordering::Relaxed);
         let done = requests.iter().any(|request| request.operation.is_local())
             || state.engine.state(self.qpn) == Some(QpState::Err);
         drop(state);
@@ -136,6 +142,12 @@ impl QueuePair for SoftQueuePair {
             self.owner.announce();
         }
         posted
+    }
+
+    fn flush(&self) {
+        if self.owner.check().is_ok() {
+            self.owner.flush(Instant::now());
+        }
     }
 
     fn post_receive(&self, requests: &[ReceiveRequest]) -> std::result::Result<(), PostError> {

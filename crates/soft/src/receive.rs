@@ -14,7 +14,7 @@ use secure_rdma_rdma::{AsyncEvent, Completion, QueuePairHandler};
 
 use crate::backlog::Backlog;
 use crate::capture::{Direction, Headers};
-use crate::core::{Core, State};
+use crate::core::{Core, State, try_lock};
 use crate::engine::{Arrival, Engine, Retired};
 use crate::merging::Merging;
 use crate::ports::Family;
@@ -26,6 +26,9 @@ use crate::waiter::Armed;
 /// Bytes after which a round stops receiving, so that what was received is still in the processor's cache when the
 /// engine reads it.
 const ENOUGH: usize = 1 << 17;
+
+/// Calls that empty a socket, whatever is sent to it meanwhile.
+const MOST_CALLS: usize = 64;
 
 /// What the receiving thread works with, kept from round to round.
 #[derive(Default)]
@@ -41,6 +44,10 @@ pub(crate) struct Intake {
     backlog: [Backlog; 2],
     /// Whether to look again before sleeping.
     pub(crate) spin: Spin,
+    /// Whether those whose handlers were told something have posted something thereupon, as far as is known, and how often
+    /// anything had been posted when they were told.
+    answers: bool,
+    posts: u64,
     /// What the pollers' waiter is armed with.
     pub(crate) armed: Armed,
     completions: Vec<Completion>,
@@ -76,6 +83,8 @@ pub(crate) struct Round {
     pub(crate) busy: bool,
     /// Whether a packet has come.
     pub(crate) received: bool,
+    /// Whether handlers were told something.
+    pub(crate) told: bool,
     /// Sockets that may hold more. Of the others, waiting tells.
     pub(crate) more: Sockets,
 }
@@ -96,8 +105,8 @@ impl Core {
     /// Receives and handles what has come to the sockets of `look`, does what is due, tells handlers, and sends. Never
     /// blocks. Inside a handler's call it does nothing.
     ///
-    /// A `poller` whose handlers were told something is about to post: the acknowledgements wait for that, or for the next
-    /// round, since one call then sends both.
+    /// A `poller` whose handlers were told something may be about to post: where it was so before, the acknowledgements wait
+    /// for that, or for the next round, since one call then sends both.
     pub(crate) fn round(&self, intake: &mut Intake, look: Sockets, poller: bool) -> Round {
         let mut round = Round::default();
         let Some(_serving) = self.serve() else { return round };
@@ -119,18 +128,39 @@ impl Core {
             }
             return round;
         }
+        // A timer's work, or a packet's.
         let state = state.unwrap_or_else(|| self.state());
         if self.collect(state, now, intake) {
             self.wanted.store(true, Ordering::SeqCst);
         }
         intake.retired.clear();
         self.settle_graves();
-        let told = intake.tell();
-        if !(poller && told) && self.wanted.load(Ordering::SeqCst) && !self.is_blocked() {
+        let posts = self.posts.load(Ordering::Relaxed);
+        round.told = intake.tell();
+        if round.told {
+            intake.answers = posts != intake.posts;
+            intake.posts = posts;
+        }
+        let waits = poller && round.told && intake.answers;
+        if !waits && self.wanted.load(Ordering::SeqCst) && !self.is_blocked() {
             self.flush(now);
         }
         round.busy = true;
         round
+    }
+
+    /// Has the engine handle what has come to the sockets; handlers are told later. Where another thread receives, that does.
+    pub(crate) fn absorb(&self) {
+        let Some(mut intake) = try_lock(&self.intake) else { return };
+        let (mut state, mut arrived) = (None, None);
+        for (socket, family) in self.ports.iter().enumerate() {
+            // More than a socket holds need not be asked for: that comes from now on.
+            let mut receive = || self.receive(socket, family, &mut intake, &mut state, &mut arrived).1;
+            let _ = (0..MOST_CALLS).any(|_| receive());
+        }
+        if state.is_some() {
+            self.news.store(true, Ordering::Release);
+        }
     }
 
     /// Tells whether anything came, and whether that was all.

@@ -10,13 +10,10 @@ use std::time::{Duration, Instant};
 
 use secure_rdma_rdma::{Error, ErrorCode, Result};
 
-use crate::core::{Core, lock, try_lock};
+use crate::core::{Core, lock};
 use crate::receive::{Sockets, guarded};
+use crate::stand_by::Watch;
 use crate::waiter::{Armed, Waiter};
-
-/// How long a poller that does not look is trusted to look again. Then the service thread does a round for it, so that
-/// no peer takes us for dead.
-const PATIENCE: Duration = Duration::from_millis(10);
 
 /// Starts the thread. It ends when the last [`crate::core::Owner`] is gone.
 pub(crate) fn start(core: Arc<Core>) -> Result<()> {
@@ -34,19 +31,12 @@ pub(crate) fn start(core: Arc<Core>) -> Result<()> {
 }
 
 fn run(core: &Core) {
-    let mut seen = 0;
     let mut look = Sockets::ALL;
     let mut armed = Armed::default();
+    let mut watch = Watch::default();
     while !core.is_closing() {
         if core.pollers.load(Ordering::Acquire) > 0 {
-            core.service_waiter.stand_by(PATIENCE);
-            let polls = core.polls.load(Ordering::Acquire);
-            if polls == seen
-                && let Some(mut intake) = try_lock(&core.intake)
-            {
-                core.round(&mut intake, Sockets::ALL, false);
-            }
-            seen = polls;
+            core.stand_by(&mut watch, &mut armed);
             look = Sockets::ALL;
             continue;
         }

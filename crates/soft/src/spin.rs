@@ -77,8 +77,7 @@ impl Core {
         while begun.elapsed() < LOOK {
             let look = intake.glance(looks);
             let round = self.round(intake, look, poller);
-            // What a timer brings would have waited for the thread without its looking.
-            if round.received {
+            if round.received || round.told {
                 intake.spin.looked(true);
                 return Some(round);
             }

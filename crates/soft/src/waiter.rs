@@ -3,7 +3,7 @@
 //! What is waited on is registered once (epoll(7)), and the time is a timerfd that stays armed from wait to wait: to arm
 //! a timer anew for each sleep costs as much as the sleep itself, on virtual machines most of all.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -62,21 +62,19 @@ impl Waiter {
         Ok(Self { epoll, bell, timer })
     }
 
+    /// Readable when a wait would end.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.0.as_fd()
+    }
+
     /// Ends the wait that is under way, or else the next.
     pub(crate) fn wake(&self) {
         // A full counter (EAGAIN) is readable already.
         let _ = self.bell.write(1);
     }
 
-    /// Waits: until `at`, at the most for `most`, and for `room` where a socket that sends is full.
-    pub(crate) fn wait(
-        &self,
-        armed: &mut Armed,
-        ports: &Ports,
-        at: Option<Instant>,
-        most: Option<Duration>,
-        room: bool,
-    ) -> Woken {
+    /// Has the next wait end at `at`, and where a socket that sends is full and takes more, with `room`.
+    pub(crate) fn prepare(&self, armed: &mut Armed, ports: &Ports, at: Option<Instant>, room: bool) {
         if armed.room != room {
             armed.room = room;
             for (family, place) in ports.iter().zip(0..) {
@@ -94,6 +92,18 @@ impl Waiter {
             self.arm(at.saturating_duration_since(Instant::now()));
             armed.at = Some(at);
         }
+    }
+
+    /// Waits: until `at`, at the most for `most`, and for `room` where a socket that sends is full.
+    pub(crate) fn wait(
+        &self,
+        armed: &mut Armed,
+        ports: &Ports,
+        at: Option<Instant>,
+        most: Option<Duration>,
+        room: bool,
+    ) -> Woken {
+        self.prepare(armed, ports, at, room);
         // Milliseconds, rounded up: to return early would be to look in vain.
         let most = most.map_or(EpollTimeout::NONE, |most| {
             let milliseconds = most.as_nanos().div_ceil(1_000_000);

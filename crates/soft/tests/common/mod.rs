@@ -69,6 +69,11 @@ impl Told {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).0.pop_front()
     }
 
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).0.is_empty()
+    }
+
     pub(crate) fn events(&self) -> Vec<AsyncEvent> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
     }
