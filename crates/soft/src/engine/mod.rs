@@ -26,6 +26,7 @@ use secure_rdma_roce::Packet;
 
 mod acknowledge;
 mod admit;
+mod batching;
 mod completer;
 mod config;
 mod congestion;

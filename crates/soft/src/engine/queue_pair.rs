@@ -199,7 +199,12 @@ impl QueuePair {
         }
         // What is sent again takes no more room, so it waits for none: else what it has taken would stay taken.
         let waits = self.standing.waiting && !self.requester.repeats();
-        let requests = !waits && self.requester.wants_to_send(self.state);
+        let wants = |flows: &Flows| {
+            let room = shared.budgets.room(BudgetId::Peer(flows.path.peer));
+            let places = self.requester.places(room, shared.budgets.is_crowded(), flows.mtu);
+            self.requester.wants_to_send(self.state, flows.mtu, places)
+        };
+        let requests = !waits && self.flows.as_ref().is_some_and(wants);
         if requests || self.responder.answers_reads() {
             shared.schedule.ready(self.qpn, &mut self.standing);
         }
@@ -231,6 +236,7 @@ impl QueuePair {
         if sends && !self.requests_first && batch.is_empty() {
             self.send_requests(shared, now, &mut batch);
         }
+        batch.seal();
         self.settle(shared, now);
         let flows = self.flows.as_ref().filter(|_| !batch.is_empty())?;
         shared.counters.sent_pkts += batch.segments() as u64;

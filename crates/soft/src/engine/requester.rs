@@ -37,9 +37,11 @@ pub(super) struct Requester {
     pub(super) limits: Limits,
     pub(super) window: CongestionWindow,
     /// Packets since the last that asked for an acknowledgement.
-    unasked: u32,
+    pub(super) unasked: u32,
     /// Whether the packets of a long message, and the responses to a long READ, come in batches.
     pub(super) batches: bool,
+    /// The most packets in one batch.
+    pub(super) max_segments: usize,
     /// What this queue pair has in flight to the peer's receive buffer, and to the own.
     pub(super) charged: (u64, u64),
     /// Up to which PSN that is so. A packet that is sent again takes no more: its first copy may still be there.
@@ -79,6 +81,7 @@ impl Requester {
             window: CongestionWindow::new(config.initial_window, config.max_window),
             unasked: 0,
             batches: config.batches,
+            max_segments: config.max_segments,
             charged: (0, 0),
             charged_to: 0,
             clock: Clock::new(),
@@ -109,13 +112,19 @@ impl Requester {
         self.works.len()
     }
 
-    /// Whether a turn to send may bring something.
-    pub(super) fn wants_to_send(&self, state: QpState) -> bool {
+    /// Whether a turn to send may bring something, with `places` in the peer's receive buffer.
+    pub(super) fn wants_to_send(&self, state: QpState, mtu: usize, places: u64) -> bool {
         let Some(work) = self.works.get(self.cursor.0) else { return false };
+        let open = u64::from(self.window.size()).saturating_sub(self.in_flight());
         matches!(state, QpState::Rts | QpState::Sqd)
             && self.clock.rnr_until.is_none()
-            && self.in_flight() < u64::from(self.window.size())
-            && if work.is_local() { work.done } else { self.may_begin(work, state) || self.fails(work) }
+            && open > 0
+            && if work.is_local() {
+                work.done
+            } else {
+                (self.may_begin(work, state) && !self.waits_for_batch(work, mtu, places.min(open)))
+                    || self.fails(work)
+            }
     }
 
     pub(super) fn in_flight(&self) -> u64 {
@@ -219,6 +228,7 @@ impl QueuePair {
         let mut room = (shared.budgets.room(peer), shared.budgets.room(BudgetId::Own));
         let charged = requester.charged;
         let mut short_of = None;
+        let waited_for = shared.budgets.is_crowded();
         while requester.clock.rnr_until.is_none()
             && let Some(work) = requester.works.get(requester.cursor.0)
             && (!work.is_local() || work.done)
@@ -237,6 +247,10 @@ impl QueuePair {
             let window = u64::from(requester.window.size()) + u64::from(over);
             let in_flight = requester.in_flight();
             if !requester.may_begin(work, self.state) || in_flight >= window {
+                break;
+            }
+            let places = requester.places(room.0, waited_for, flows.mtu).min(window - in_flight);
+            if batch.is_empty() && requester.waits_for_batch(work, flows.mtu, places) {
                 break;
             }
             let again = requester.next < requester.newest;
@@ -265,8 +279,10 @@ impl QueuePair {
             let stops =
                 last_charged || in_flight + part.packets >= window || room.0 < charge(1, flows.mtu as u64);
             let crowded = shared.schedule.is_crowded() || shared.budgets.is_crowded();
-            let waits = crowded && batch.ends_with(length);
-            let asks = part.ends || requester.unasked + 1 >= interval || stops || waits;
+            let ends = batch.ends_with(length)
+                && (crowded
+                    || requester.asks_after_batch(work, flows.mtu, places.saturating_sub(1), interval));
+            let asks = part.ends || requester.unasked + 1 >= interval || stops || ends;
             if !part.push(work, flows, requester.sequence.psn(requester.next), asks, batch) {
                 if let Some(work) = requester.works.get_mut(requester.cursor.0) {
                     work.failed = Some(WcStatus::LOC_PROT_ERR);

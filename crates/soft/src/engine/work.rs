@@ -29,6 +29,10 @@ impl Work {
         self.request.operation.is_local()
     }
 
+    pub(super) fn is_write(&self) -> bool {
+        matches!(self.request.operation, SendOperation::Write { .. })
+    }
+
     pub(super) fn is_read(&self) -> bool {
         matches!(self.request.operation, SendOperation::Read { .. })
     }

@@ -2,6 +2,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "a test's own numbers")]
 
 mod admission;
+mod batching;
 mod bounded;
 mod duplicates;
 mod errors;
