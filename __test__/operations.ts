@@ -18,7 +18,7 @@ const ALL: RegionRight[] = ['read', 'write', 'atomic']
 
 async function granted(t: ExecutionContext, place: Place, bytes: number, access = ALL): Promise<Granted> {
   // A path as slow as the emulated guest's may be busy with one work request for long.
-  const pair = await join(t, await serve(t, place, { pathTimeout: 30_000 }))
+  const pair = await join(t, await serve(t, place, { pathTimeout: 30_000, closeTimeout: 30_000 }))
   const [theirs, own] = await Promise.all([allocate(bytes), allocate(bytes)])
   await pair.accepted.publish('inbox', theirs, { access })
   return { ...pair, theirs, own, inbox: await pair.client.remote('inbox') }
