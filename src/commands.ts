@@ -93,11 +93,7 @@ export class Commands {
 
   /** A message. The bytes are copied. */
   send(message: unknown): void {
-    this.append(messageBytes(message))
-  }
-
-  /** The same of bytes that were checked. */
-  append(bytes: Uint8Array): void {
+    const bytes = messageBytes(message)
     const { length } = bytes
     this.#reserve(2)
     this.#number(SEND)

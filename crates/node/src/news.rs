@@ -5,7 +5,7 @@
 //! | word | |
 //! | --- | --- |
 //! | 0 | the object's id |
-//! | 1 | flags of a connection: 1 it is over, 2 operations have outcomes, 4 `receive` has something; or -1: the object is none |
+//! | 1 | flags of a connection: 1 it is over, 2 operations have outcomes; or -1: the object is none |
 //! | 2 | every id up to this one has been acknowledged, as `sent` tells |
 //! | 3 | number of messages |
 //! | 4 … | the length of each; their bytes follow each other in the array of bytes, after those of the objects before |
@@ -34,7 +34,6 @@ const HEAD: usize = 4;
 /// Flags of a connection.
 const OVER: u32 = 1;
 const OUTCOMES: u32 = 2;
-const RECEIVES: u32 = 4;
 
 #[napi]
 impl Environment {
@@ -121,8 +120,7 @@ impl Page<'_> {
             held.wanted.store(false, Ordering::Relaxed);
         }
         let flag = |is: bool, flag: u32| if is { flag } else { 0 };
-        let flags =
-            flag(look.is_over, OVER) | flag(look.has_outcomes, OUTCOMES) | flag(look.receives, RECEIVES);
+        let flags = flag(look.is_over, OVER) | flag(look.has_outcomes, OUTCOMES);
         (flags.into(), look.done, count)
     }
 

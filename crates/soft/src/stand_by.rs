@@ -12,7 +12,7 @@ use crate::receive::Sockets;
 use crate::waiter::Armed;
 
 /// How often it is asked whether the poller has looked. A packet waits for twice that at the most, and no peer repeats one
-/// before (`EngineConfig::min_timeout`).
+/// before (`engine::Config::min_timeout`).
 const TICK: Duration = Duration::from_millis(1);
 
 /// Ticks without anything until this thread waits for packets itself.

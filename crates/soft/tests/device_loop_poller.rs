@@ -28,6 +28,15 @@ fn write_both_ways(rounds: u64, ends: [&End; 2], mut meanwhile: impl FnMut(&End)
     }
 }
 
+/// Two connected devices, and a poller of the first.
+fn polled() -> ([End; 2], LoopPoller) {
+    let (one, other) = (device(), device());
+    let terms = Terms::default();
+    let ends = [End::new(&one, &terms), End::new(&other, &terms)];
+    bring_up(&ends[0], &ends[1], &terms);
+    (ends, one.loop_poller())
+}
+
 /// As an event loop does: waits until the descriptor is readable, and turns. `None`: nothing for `most` milliseconds.
 fn turn(poller: &LoopPoller, most: u16) -> Option<Turn> {
     let readable =
@@ -37,11 +46,7 @@ fn turn(poller: &LoopPoller, most: u16) -> Option<Turn> {
 
 #[test]
 fn an_event_loop_serves_its_device() {
-    let (one, other) = (device(), device());
-    let terms = Terms::default();
-    let ends = [End::new(&one, &terms), End::new(&other, &terms)];
-    bring_up(&ends[0], &ends[1], &terms);
-    let poller = one.loop_poller();
+    let (ends, poller) = polled();
     while poller.turn(false, false) != Turn::Rest {}
     let mut news = 0;
     write_both_ways(50, [&ends[0], &ends[1]], |from| {
@@ -57,11 +62,7 @@ fn an_event_loop_serves_its_device() {
 
 #[test]
 fn a_loop_that_is_busy_is_stood_in_for() {
-    let (one, other) = (device(), device());
-    let terms = Terms::default();
-    let ends = [End::new(&one, &terms), End::new(&other, &terms)];
-    bring_up(&ends[0], &ends[1], &terms);
-    let poller = one.loop_poller();
+    let (ends, poller) = polled();
     assert_eq!(poller.turn(false, false), Turn::Rest);
     // It never looks, whatever comes.
     write_both_ways(50, [&ends[0], &ends[1]], |_| {});
