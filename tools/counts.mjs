@@ -5,9 +5,12 @@ import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import { runLines } from './lines.mjs'
 
+/** How much of what a failed test said is said again at the end. */
+const FAILURE_LINES = 30
+
 /**
  * What a runner counted. `onDevice` are those of `passed` that ran on the device that was asked for, `places` how many of them
- * on which addresses of it.
+ * on which addresses of it. `failures` name those of `failed`, each with how it failed.
  */
 export class Counts {
   passed = 0
@@ -16,6 +19,8 @@ export class Counts {
   onDevice = 0
   /** @type {Record<string, number>} */
   places = {}
+  /** @type {string[]} */
+  failures = []
 
   /** @param {Partial<Counts>} other */
   add(other) {
@@ -23,6 +28,7 @@ export class Counts {
     this.failed += other.failed ?? 0
     this.skipped += other.skipped ?? 0
     this.onDevice += other.onDevice ?? 0
+    this.failures.push(...(other.failures ?? []))
     for (const [place, count] of Object.entries(other.places ?? {})) {
       this.places[place] = (this.places[place] ?? 0) + count
     }
@@ -53,14 +59,25 @@ export class RustTests {
    * @returns {Promise<number>} the exit status
    */
   async run(command, args, env) {
+    /** The report of a failed test, while its lines come. @type {string[] | undefined} */
+    let report
+    const endReport = () => {
+      if (report) this.counts.failures.push(report.slice(0, FAILURE_LINES).join('\n'))
+      report = undefined
+    }
     const status = await runLines(command, args, { env }, (line) => {
       console.log(line)
+      const [, failed] = /^---- (.*) stdout ----$/.exec(line) ?? []
+      if (failed !== undefined || line === 'failures:') endReport()
+      if (failed === undefined) report?.push(line)
+      else report = [failed]
       const closing = /^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored/.exec(line)
       if (closing) {
         const [passed, failed, skipped] = closing.slice(1).map(Number)
         this.counts.add({ passed, failed, skipped })
       }
     })
+    endReport()
     return status
   }
 }
@@ -88,24 +105,37 @@ export class Ava {
   async run(args, env, through = []) {
     const device = env.SECURE_RDMA_TEST_DEVICE
     const [command = '', ...rest] = [...through, process.execPath, this.cli, '--tap', ...args]
+    /** The failed test whose details may follow. @type {string[]} */
+    let report = []
+    const endReport = () => {
+      if (report.length > 0) this.counts.failures.push(report.slice(0, FAILURE_LINES).join('\n'))
+      report = []
+    }
     const status = await runLines(command, rest, { cwd: this.root, env }, (line) => {
       const [, not, title, directive] = /^(not )?ok \d+ - (.*?)(?: # (SKIP|TODO).*)?$/.exec(line) ?? []
       if (title === undefined) {
+        if (report.length > 0 && line.startsWith('  ')) report.push(line)
         // The plan and the totals are said again below, in plain words.
         if (!/^(TAP version|1\.\.\d|# tests|# pass|# fail|# skip|\s*$)/.test(line)) console.log(line)
         return
       }
+      endReport()
       if (directive) this.counts.skipped++
-      else if (not) this.counts.failed++
-      else {
+      else if (not) {
+        this.counts.failed++
+        report = [title]
+      } else {
         const [, name, place] = ON_DEVICE.exec(title) ?? []
         const isThere = device !== undefined && name === device
         this.counts.add({ passed: 1, onDevice: isThere ? 1 : 0, places: isThere && place ? { [place]: 1 } : {} })
       }
       console.log(`  ${directive ? '-' : not ? '✘' : '✔'} ${title}`)
     })
+    endReport()
     // A file that crashed may have no test that failed.
-    if (status !== 0 && this.counts.failed === 0) this.counts.failed = 1
+    if (status !== 0 && this.counts.failed === 0) {
+      this.counts.add({ failed: 1, failures: [`ava ended with exit status ${status}, and no test failed: see above`] })
+    }
     console.log(`ava: ${this.counts}`)
     return status
   }

@@ -205,6 +205,10 @@ await mainOf('test', async () => {
     if (why && step.vital) break
   }
 
+  // Last, since where CI shows only the end of this, what failed must be there.
+  for (const { failures } of [rust, ava, fake, soft, ...Object.values(guest)]) {
+    for (const failure of failures) console.log(`\nFAILED: ${failure}`)
+  }
   heading('Summary')
   console.log(lines.join('\n'))
   if (selected('rust')) console.log(`Rust on this host: ${rust} (skipped: those that need a device)`)
