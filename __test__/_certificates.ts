@@ -1,160 +1,49 @@
-// Certificates for tests: an authority, and what it signs. Made anew in each test process.
+// The identities that most tests use: one authority, with a server's and a client's.
+//
+// SECURE_RDMA_TEST_IDENTITIES: a file that has them; it is made where it is missing. Without it each process makes its own,
+// which takes seconds in an emulated guest, most of them to load what makes certificates.
 
-import 'reflect-metadata'
-import { webcrypto } from 'node:crypto'
-import * as x509 from '@peculiar/x509'
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
+import type { Authority, Identity, KeptAuthority } from './_authority.js'
 
-x509.cryptoProvider.set(webcrypto)
-
-const ALGORITHM = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' } as const
-const DAY = 24 * 60 * 60 * 1000
-
-/** A certificate and its key, as the options of secure-rdma take them. */
-export interface Identity {
-  cert: string
-  key: string
-}
-
-/** What a certificate can be made to say; the defaults are a good one. */
-export interface Wish {
-  name?: string
-  /** DNS names and IP addresses it is for. */
-  dns?: string[]
-  ip?: string[]
-  /** URIs, such as SPIFFE IDs. */
-  uris?: string[]
-  notBefore?: Date
-  notAfter?: Date
-  /** Extended key usages; both of TLS by default. */
-  usages?: x509.ExtendedKeyUsageType[]
-}
-
-/** Addresses that the tests' servers listen on. */
-const ADDRESSES = [
-  '127.0.0.1',
-  '127.0.0.2',
-  '::1',
-  '10.8.0.1',
-  '10.8.0.2',
-  '10.9.0.1',
-  '10.9.0.2',
-  'fd08::1',
-  'fd08::2',
-  'fd09::1',
-  'fd09::2',
-]
-
-let lastSerial = 0
-const serial = (): string => (++lastSerial).toString(16).padStart(8, '0').padStart(16, '01')
-
-async function pemKey(keys: webcrypto.CryptoKeyPair): Promise<string> {
-  const der = await webcrypto.subtle.exportKey('pkcs8', keys.privateKey)
-  return x509.PemConverter.encode(der, 'PRIVATE KEY')
-}
-
-/** A certificate authority. */
-export class Authority {
-  readonly #keys: webcrypto.CryptoKeyPair
-  readonly #certificate: x509.X509Certificate
-  readonly name: string
-
-  private constructor(name: string, keys: webcrypto.CryptoKeyPair, certificate: x509.X509Certificate) {
-    this.name = name
-    this.#keys = keys
-    this.#certificate = certificate
-  }
-
-  static async make(name = 'CN=Test Authority'): Promise<Authority> {
-    const keys = await webcrypto.subtle.generateKey(ALGORITHM, true, ['sign', 'verify'])
-    const certificate = await x509.X509CertificateGenerator.createSelfSigned({
-      serialNumber: serial(),
-      name,
-      notBefore: new Date(Date.now() - DAY),
-      notAfter: new Date(Date.now() + 30 * DAY),
-      signingAlgorithm: ALGORITHM,
-      keys,
-      extensions: [
-        new x509.BasicConstraintsExtension(true, undefined, true),
-        new x509.KeyUsagesExtension(x509.KeyUsageFlags.keyCertSign | x509.KeyUsageFlags.cRLSign, true),
-        await x509.SubjectKeyIdentifierExtension.create(keys.publicKey),
-      ],
-    })
-    return new Authority(name, keys, certificate)
-  }
-
-  /** Its own certificate, for `ca`. */
-  get ca(): string {
-    return this.#certificate.toString('pem')
-  }
-
-  /** Signs a certificate for a new key. */
-  async issue(wish: Wish = {}): Promise<Identity> {
-    const { name = 'CN=peer.test', dns = ['peer.test', 'localhost'], ip = ADDRESSES, uris = [] } = wish
-    const { usages = [x509.ExtendedKeyUsage.serverAuth, x509.ExtendedKeyUsage.clientAuth] } = wish
-    const keys = await webcrypto.subtle.generateKey(ALGORITHM, true, ['sign', 'verify'])
-    const certificate = await x509.X509CertificateGenerator.create({
-      serialNumber: serial(),
-      subject: name,
-      issuer: this.#certificate.subject,
-      notBefore: wish.notBefore ?? new Date(Date.now() - DAY),
-      notAfter: wish.notAfter ?? new Date(Date.now() + 30 * DAY),
-      signingAlgorithm: ALGORITHM,
-      publicKey: keys.publicKey,
-      signingKey: this.#keys.privateKey,
-      extensions: [
-        new x509.BasicConstraintsExtension(false),
-        new x509.KeyUsagesExtension(x509.KeyUsageFlags.digitalSignature, true),
-        new x509.ExtendedKeyUsageExtension(usages),
-        new x509.SubjectAlternativeNameExtension([
-          ...dns.map((value) => ({ type: 'dns' as const, value })),
-          ...ip.map((value) => ({ type: 'ip' as const, value })),
-          ...uris.map((value) => ({ type: 'url' as const, value })),
-        ]),
-        await x509.AuthorityKeyIdentifierExtension.create(this.#keys.publicKey),
-      ],
-    })
-    return { cert: certificate.toString('pem'), key: await pemKey(keys) }
-  }
-
-  /** A revocation list with these certificates in it; `nextUpdate` may lie in the past. */
-  async revoke(identities: readonly Identity[], nextUpdate = new Date(Date.now() + DAY)): Promise<string> {
-    const entries = identities.map(({ cert }) => ({
-      serialNumber: new x509.X509Certificate(cert).serialNumber,
-      revocationDate: new Date(Date.now() - DAY / 2),
-      reason: x509.X509CrlReason.keyCompromise,
-    }))
-    const crl = await x509.X509CrlGenerator.create({
-      issuer: this.#certificate.subject,
-      thisUpdate: new Date(Date.now() - DAY),
-      nextUpdate,
-      entries,
-      signingAlgorithm: ALGORITHM,
-      signingKey: this.#keys.privateKey,
-      extensions: [await x509.AuthorityKeyIdentifierExtension.create(this.#keys.publicKey)],
-    })
-    return x509.PemConverter.encode(crl.rawData, 'X509 CRL')
-  }
-}
-
-/** One authority with a server's and a client's identity, made once per test process. */
-export interface Fixture {
-  authority: Authority
+interface Identities {
+  authority: KeptAuthority
   server: Identity & { ca: string }
   client: Identity & { ca: string }
 }
+
+export interface Fixture extends Omit<Identities, 'authority'> {
+  authority: () => Promise<Authority>
+}
+
+const file = process.env['SECURE_RDMA_TEST_IDENTITIES']
 
 let made: Promise<Fixture> | undefined
 
 /** The identities that most tests use. */
 export function fixture(): Promise<Fixture> {
-  made ??= make()
+  made ??= give()
   return made
 }
 
-async function make(): Promise<Fixture> {
+async function give(): Promise<Fixture> {
+  const { authority, server, client } = await identities()
+  const restored = async (): Promise<Authority> => (await import('./_authority.js')).Authority.restore(authority)
+  return { authority: restored, server, client }
+}
+
+async function identities(): Promise<Identities> {
+  if (file !== undefined && existsSync(file)) return JSON.parse(readFileSync(file, 'utf8')) as Identities
+  const fresh = await make()
+  if (file !== undefined) writeFileSync(file, JSON.stringify(fresh), { mode: 0o600 })
+  return fresh
+}
+
+async function make(): Promise<Identities> {
+  const { Authority } = await import('./_authority.js')
   const authority = await Authority.make()
   const { ca } = authority
   const server = { ca, ...(await authority.issue({ name: 'CN=server.test' })) }
   const client = { ca, ...(await authority.issue({ name: 'CN=client.test' })) }
-  return { authority, server, client }
+  return { authority: await authority.keep(), server, client }
 }

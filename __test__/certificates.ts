@@ -4,7 +4,8 @@
 import { X509Certificate } from 'node:crypto'
 import test from 'ava'
 import { connect, listen, RdmaError, type Peer } from 'secure-rdma'
-import { Authority, fixture, type Identity } from './_certificates.js'
+import { Authority, type Identity } from './_authority.js'
+import { fixture } from './_certificates.js'
 import { deviceTest } from './_device.js'
 import { join, serve, until } from './_peers.js'
 
@@ -14,7 +15,7 @@ const CLIENT = 'spiffe://example.org/ns/default/sa/client'
 const serialOf = ({ cert }: Identity): string => new X509Certificate(cert).serialNumber
 
 deviceTest('a SPIFFE ID takes the place of the name, and the server sees the client’s', async (t, place) => {
-  const { authority } = await fixture()
+  const authority = await (await fixture()).authority()
   const { ca } = authority
   const asked: Peer[] = []
   const server = await authority.issue({ name: 'CN=a', uris: [SERVER], dns: [], ip: [] })
@@ -37,7 +38,8 @@ deviceTest('a SPIFFE ID takes the place of the name, and the server sees the cli
 })
 
 deviceTest('what is not the X.509-SVID of the wanted server is refused', async (t, place) => {
-  const { authority, client } = await fixture()
+  const { client, ...given } = await fixture()
+  const authority = await given.authority()
   const cases: [string, string[], RegExp][] = [
     ['another', ['spiffe://example.org/other'], /is for spiffe:\/\/example\.org\/other and not for spiffe:/],
     ['two URIs', [SERVER, 'https://example.org/'], /is no X\.509-SVID/],
@@ -55,7 +57,7 @@ deviceTest('what is not the X.509-SVID of the wanted server is refused', async (
 })
 
 deviceTest('a pinned key vouches for no SPIFFE ID', async (t, place) => {
-  const { authority } = await fixture()
+  const authority = await (await fixture()).authority()
   const client = await authority.issue({ uris: [CLIENT] })
   const { publicKey } = new X509Certificate(client.cert)
   const spki = publicKey.export({ type: 'spki', format: 'der' })
@@ -105,7 +107,8 @@ deviceTest('a server changes its certificate and whom it trusts while it runs', 
 
 deviceTest('a bad secure context is refused, and the server goes on as it was', async (t, place) => {
   const { server, toServer } = await serve(t, place)
-  const { authority, server: good, client } = await fixture()
+  const { server: good, client, ...given } = await fixture()
+  const authority = await given.authority()
   const unusable = { code: 'ERR_RDMA_TLS_CONFIG', instanceOf: RdmaError }
   t.throws(() => {
     server.setSecureContext({ ...good, key: client.key })

@@ -6,7 +6,8 @@ import { inspect, promisify } from 'node:util'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { ExecutionContext } from 'ava'
 import { connect, listen, type Connection, type Peer, type RdmaError } from 'secure-rdma'
-import { Authority, fixture } from './_certificates.js'
+import { Authority } from './_authority.js'
+import { fixture } from './_certificates.js'
 import { addressingOf, deviceTest, everywhere, kindOf } from './_device.js'
 import { connecting, join, listening, serve } from './_peers.js'
 
@@ -340,7 +341,8 @@ deviceTest('authorize decides before a queue pair exists; a refusal ends no iter
 })
 
 deviceTest('certificates: a revoked one, and one of another authority, are refused by name', async (t, place) => {
-  const { authority, client } = await fixture()
+  const { client, ...given } = await fixture()
+  const authority = await given.authority()
   const other = await Authority.make('CN=Other Authority')
   const stranger = { ca: client.ca, ...(await other.issue()) }
   const { server, toServer } = await serve(t, place, { crl: await authority.revoke([client]) })

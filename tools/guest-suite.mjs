@@ -5,7 +5,8 @@
 // TypeScript.
 // CLI: node tools/guest-suite.mjs [--rust] RESULT-FILE [TEST-EXECUTABLE ...]
 
-import { writeFileSync } from 'node:fs'
+import { mkdtempSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { basename, dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
@@ -26,7 +27,10 @@ const root = dirname(dirname(fileURLToPath(import.meta.url)))
 await mainOf('guest-suite', async () => {
   const { positionals, values } = parseArgs({ allowPositionals: true, options: { rust: { type: 'boolean' } } })
   const [resultFile, ...executables] = positionals
-  const env = { ...process.env, SECURE_RDMA_REQUIRE_RXE: '1', SECURE_RDMA_TEST_DEVICE: 'rxe' }
+  // Made once: JavaScript is several times slower here.
+  const identities = join(mkdtempSync(join(tmpdir(), 'identities-')), 'identities.json')
+  const given = { SECURE_RDMA_REQUIRE_RXE: '1', SECURE_RDMA_TEST_IDENTITIES: identities }
+  const env = { ...process.env, ...given, SECURE_RDMA_TEST_DEVICE: 'rxe' }
   const rust = new RustTests()
   let failed = false
   const runRust = async (/** @type {string[]} */ some) => {
@@ -46,7 +50,7 @@ await mainOf('guest-suite', async () => {
     const ava = new Ava(root)
     if (values.rust) return ava.counts
     const files = names.map((name) => join(root, `build/__test__/${name}.js`))
-    // JavaScript is several times slower here. One file at a time: what some filter, capture and count is the whole guest's.
+    // One file at a time: what some filter, capture and count is the whole guest's.
     const args = ['--timeout=240s', '--concurrency=1', ...files]
     const status = await ava.run(args, { ...env, SECURE_RDMA_TEST_DEVICE: device }, through)
     failed ||= status !== 0
