@@ -3,7 +3,7 @@
 // Tests everything, from a fresh clone on: set-up, checks, Rust, TypeScript, packages, and all of it on real rxe devices.
 // CLI: node tools/test.mjs [--only=STEP,...] [--skip=STEP,...]
 
-import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs'
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { FAKE_BUILD } from './build-addon.mjs'
@@ -27,10 +27,22 @@ const soft = new Counts()
 const guest = { rust: new Counts(), ava: new Counts(), together: new Counts(), mixed: new Counts() }
 
 /**
+ * Where a step's output goes.
+ * @typedef {object} Output
+ * @property {(line: string) => void} print
+ * @property {string[]} prefix of its commands
+ * @property {import('node:child_process').StdioOptions} stdio of its commands
+ */
+
+/** @type {Output} */
+const HERE = { print: console.log, prefix: [], stdio: 'inherit' }
+
+/**
  * @typedef {object} Step
  * @property {string} title
- * @property {() => Promise<unknown>} work rejects when the step failed
+ * @property {(output: Output) => Promise<unknown>} work rejects when the step failed
  * @property {boolean} [vital] without it nothing that follows makes sense
+ * @property {boolean} [beside] it needs no quiet: it runs beside the guest, where there is one
  */
 
 /** In the order in which they run. @type {Record<string, Step>} */
@@ -46,22 +58,6 @@ const STEPS = {
       await setUp(['addon', 'typescript', 'examples', 'tests'], packages)
       if (selected('soft-roce')) for (const major of OTHER_MAJORS) await fetchNode(major)
     },
-  },
-  format: {
-    title: 'Format: prettier, rustfmt',
-    work: () => all([bin('prettier'), '--check', '.'], ['cargo', 'fmt', '--all', '--check']),
-  },
-  lint: {
-    title: 'Lint: types, eslint, import table, clippy',
-    work: () =>
-      all(
-        [bin('tsc'), '--project', 'tsconfig.json'],
-        [bin('eslint'), '--max-warnings', '0', '.'],
-        [node, 'tools/check-imports.mjs'],
-        ['cargo', 'clippy', '--locked', '--workspace', '--all-targets', ...denials()],
-        ['cargo', 'clippy', '--locked', '-p', 'secure-rdma-node', '--features', 'fake', ...denials()],
-        ['cargo', 'clippy', '--locked', '-p', 'secure-rdma-soft', '--tests', '-F', 'defects,fuzzing', ...denials()],
-      ),
   },
   rust: {
     title: 'Rust: cargo test',
@@ -82,6 +78,39 @@ const STEPS = {
     title: 'TypeScript: ava on this host, device tests on no device',
     work: () => runAva(ava, {}),
   },
+  pack: {
+    title: 'Packages: publint, attw, install of the tarballs in an empty folder',
+    work: () => run(node, ['tools/test-pack.mjs'], { cwd: ROOT, env }),
+  },
+  'soft-roce': {
+    title:
+      'Soft-RoCE: Rust device tests and ava in a guest with real rxe devices, among them and with the embedded one',
+    work: testInGuest,
+  },
+  format: {
+    title: 'Format: prettier, rustfmt',
+    beside: true,
+    work: (output) => all(output, [bin('prettier'), '--check', '.'], ['cargo', 'fmt', '--all', '--check']),
+  },
+  lint: {
+    title: 'Lint: types, eslint, import table, clippy',
+    beside: true,
+    work: (output) =>
+      all(
+        output,
+        [bin('tsc'), '--project', 'tsconfig.json'],
+        [bin('eslint'), '--max-warnings', '0', '.'],
+        [node, 'tools/check-imports.mjs'],
+        ['cargo', 'clippy', '--locked', '--workspace', '--all-targets', ...denials()],
+        ['cargo', 'clippy', '--locked', '-p', 'secure-rdma-node', '--features', 'fake', ...denials()],
+        ['cargo', 'clippy', '--locked', '-p', 'secure-rdma-soft', '--tests', '-F', 'defects,fuzzing', ...denials()],
+      ),
+  },
+  'test-addon': {
+    title: 'The test build of the addon',
+    beside: true,
+    work: (output) => all(output, TEST_ADDON),
+  },
   fake: {
     title: 'TypeScript: ava on in-memory devices (a test build of the addon; no device test counts as one)',
     async work() {
@@ -100,22 +129,15 @@ const STEPS = {
       if (soft.onDevice === 0) throw new ProcessError('not one ava test ran on the embedded device', 1)
     },
   },
-  pack: {
-    title: 'Packages: publint, attw, install of the tarballs in an empty folder',
-    work: () => run(node, ['tools/test-pack.mjs'], { cwd: ROOT, env }),
-  },
-  'soft-roce': {
-    title:
-      'Soft-RoCE: Rust device tests and ava in a guest with real rxe devices, among them and with the embedded one',
-    work: testInGuest,
-  },
 }
 
 /** The tests that cut the wire of RDMA. */
 const CUT_TESTS = ['abort', 'faults-handshake', 'faults-path'].map((name) => `build/__test__/${name}.js`)
 
 /** The addon with in-memory devices, and with an embedded device whose wire can be cut. */
-const buildTestAddon = () => run(node, ['tools/build-addon.mjs', '--fake'], { cwd: ROOT, env })
+const TEST_ADDON = [node, 'tools/build-addon.mjs', '--fake']
+
+const buildTestAddon = () => all(HERE, TEST_ADDON)
 
 const denials = () => (lintsStrictly() ? ['--', '-D', 'warnings'] : [])
 
@@ -150,11 +172,12 @@ async function testInGuest() {
   if (guest.mixed.onDevice === 0) throw new ProcessError('not one ava test ran between soft and rxe', 1)
 }
 
-/** @param {string[][]} commands all of them run, also when one fails */
-async function all(...commands) {
+/** @param {Output} output @param {string[][]} commands all of them run, also when one fails */
+async function all({ prefix, stdio }, ...commands) {
   let failed = 0
-  for (const [command, ...args] of commands) {
-    const status = await runForStatus(command, args, { cwd: ROOT, env })
+  for (const words of commands) {
+    const [command = '', ...args] = [...prefix, ...words]
+    const status = await runForStatus(command, args, { cwd: ROOT, env, stdio })
     failed ||= status
   }
   expectSuccess('one of the commands', failed)
@@ -176,41 +199,65 @@ function selected(name) {
 }
 
 /** @param {string} text */
-const heading = (text) => console.log(`\n=== ${text} ${'='.repeat(Math.max(0, 110 - text.length))}`)
+const heading = (text) => `\n=== ${text} ${'='.repeat(Math.max(0, 110 - text.length))}`
+
+/** What became of the steps, by name. @type {Record<string, { line: string, failed: boolean }>} */
+const outcomes = {}
+
+/** @param {string} name @param {Step} step @param {Output} output */
+async function runStep(name, step, output) {
+  output.print(heading(step.title))
+  const began = performance.now()
+  let why = ''
+  try {
+    await step.work(output)
+  } catch (error) {
+    why = error instanceof ProcessError ? error.message : String(error instanceof Error ? error.stack : error)
+  }
+  const seconds = `${((performance.now() - began) / 1000).toFixed(1)} s`
+  output.print(why ? `--- ${name} FAILED after ${seconds}: ${why}` : `--- ${name}: ${seconds}`)
+  const line = why ? `  ✘  ${name}: ${seconds}: ${why}` : `  ✔  ${name}: ${seconds}`
+  outcomes[name] = { line, failed: why !== '' }
+}
+
+/**
+ * Runs steps beside the guest, which leaves a processor of two idle for most of its time. They give way to it, and what each
+ * prints comes in one piece.
+ * @param {[string, Step][]} steps
+ */
+async function runBeside(steps) {
+  mkdirSync(join(ROOT, 'build'), { recursive: true })
+  for (const [name, step] of steps) {
+    const file = join(ROOT, `build/${name}.log`)
+    const log = openSync(file, 'w')
+    const print = (/** @type {string} */ line) => void writeSync(log, `${line}\n`)
+    await runStep(name, step, { print, prefix: ['nice', '-n', '19'], stdio: ['ignore', log, log] })
+    closeSync(log)
+    process.stdout.write(readFileSync(file))
+  }
+}
 
 await mainOf('test', async () => {
   const unknown = [...(only ?? []), ...skip].find((name) => !Object.hasOwn(STEPS, name))
   if (unknown) throw new ProcessError(`no step ${unknown}: the steps are ${Object.keys(STEPS).join(', ')}`, 1)
 
-  /** @type {string[]} */
-  const lines = []
-  let failures = 0
-  for (const [name, step] of Object.entries(STEPS)) {
-    if (!selected(name)) {
-      lines.push(`  -  ${name}: left out`)
-      continue
-    }
-    heading(step.title)
-    const began = performance.now()
-    let why = ''
-    try {
-      await step.work()
-    } catch (error) {
-      why = error instanceof ProcessError ? error.message : String(error instanceof Error ? error.stack : error)
-      failures++
-    }
-    const seconds = `${((performance.now() - began) / 1000).toFixed(1)} s`
-    console.log(why ? `--- ${name} FAILED after ${seconds}: ${why}` : `--- ${name}: ${seconds}`)
-    lines.push(why ? `  ✘  ${name}: ${seconds}: ${why}` : `  ✔  ${name}: ${seconds}`)
-    if (why && step.vital) break
+  const steps = Object.entries(STEPS)
+  const picked = steps.filter(([name]) => selected(name))
+  const isBeside = (/** @type {Step} */ { beside = false }) => beside && selected('soft-roce')
+  for (const [name, step] of picked) {
+    if (isBeside(step)) continue
+    const beside = name === 'soft-roce' ? runBeside(picked.filter(([, step]) => isBeside(step))) : undefined
+    await runStep(name, step, HERE)
+    await beside
+    if (step.vital && outcomes[name]?.failed) break
   }
 
   // Last, since where CI shows only the end of this, what failed must be there.
   for (const { failures } of [rust, ava, fake, soft, ...Object.values(guest)]) {
     for (const failure of failures) console.log(`\nFAILED: ${failure}`)
   }
-  heading('Summary')
-  console.log(lines.join('\n'))
+  console.log(heading('Summary'))
+  for (const [name] of steps) console.log(outcomes[name]?.line ?? `  -  ${name}: left out`)
   if (selected('rust')) console.log(`Rust on this host: ${rust} (skipped: those that need a device)`)
   if (selected('ava')) console.log(`ava on this host, no device: ${ava}`)
   if (selected('fake')) console.log(`ava on in-memory devices: ${fake}`)
@@ -229,5 +276,5 @@ await mainOf('test', async () => {
   // What passed on no device at all is no test of RDMA: in-memory passes do not count, their failures do.
   const total = [ava, soft, guest.ava, guest.together, guest.mixed].reduce((sum, some) => sum.add(some), new Counts())
   console.log(`${total.passed} passed, ${total.failed + fake.failed} failed`)
-  if (failures > 0) process.exitCode = 1
+  if (Object.values(outcomes).some(({ failed }) => failed)) process.exitCode = 1
 })
