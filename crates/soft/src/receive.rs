@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use secure_rdma_rdma::{AsyncEvent, Completion, QueuePairHandler};
 
@@ -54,6 +54,10 @@ pub(crate) struct Intake {
     calls: Vec<Call>,
     retired: Retired,
 }
+
+/// How long a turn of another thread that receives is waited for, and how often it is asked whether it is over.
+const MOST_TURN: Duration = Duration::from_millis(1);
+const NAP: Duration = Duration::from_micros(20);
 
 /// A set of the sockets that receive, by their places in [`crate::ports::Ports::iter`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -149,9 +153,19 @@ impl Core {
         round
     }
 
-    /// Has the engine handle what has come to the sockets; handlers are told later. Where another thread receives, that does.
+    /// Has the engine handle what has come to the sockets; handlers are told later. Another thread that receives may have
+    /// looked before the last packet came: its turn is waited for, a moment, since it may need what our caller holds.
     pub(crate) fn absorb(&self) {
-        let Some(mut intake) = try_lock(&self.intake) else { return };
+        let began = Instant::now();
+        let mut intake = loop {
+            if let Some(intake) = try_lock(&self.intake) {
+                break intake;
+            }
+            if self.is_serving() || began.elapsed() > MOST_TURN {
+                return;
+            }
+            std::thread::sleep(NAP);
+        };
         let (mut state, mut arrived) = (None, None);
         for (socket, family) in self.ports.iter().enumerate() {
             // More than a socket holds need not be asked for: that comes from now on.
