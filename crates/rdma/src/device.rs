@@ -199,7 +199,8 @@ pub trait QueuePair: Send + Sync {
     fn state(&self) -> QpState;
 
     /// Moves the queue pair. [`crate::transition::check`] is asked before the driver. INIT→RTR **blocks** on
-    /// Ethernet while the kernel resolves the peer's hardware address; call it off the event loop.
+    /// Ethernet while the kernel resolves the peer's hardware address; call it off the event loop. A move to ERR of the
+    /// embedded device may wait a millisecond for a thread that receives, so that what has come has come before.
     ///
     /// # Errors
     /// `ERR_RDMA_TRANSITION` by name, `ERR_RDMA_UNREACHABLE` when the address did not resolve, `ERR_RDMA_MODIFY`
