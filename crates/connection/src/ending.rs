@@ -37,6 +37,8 @@ impl Channel {
                 queue_pair.flush();
             }
             if let Some(control) = &state.control {
+                // Where there is no room for it, the acknowledgements alone tell.
+                let _ = control.tell(&state.receive.received().encode());
                 after.control = Some((Arc::clone(control), ControlCall::Close));
             }
         }
@@ -63,7 +65,7 @@ impl Channel {
                     return;
                 }
                 // Its last message has been acknowledged, so it is in our completion queue already, before the marker.
-                // So are the acknowledgements of ours that it has taken.
+                // So are the acknowledgements of ours that it has taken; of those that are missing RECEIVED has told.
                 state.life = Life::PeerClosing { told };
                 self.drain(state, after);
                 if state.drains.is_none() {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 
 use secure_rdma_rdma::{Access, LKey, Memory, RKey, Region, Registration, Slice};
 
+use crate::control_messages::ControlMessage;
 use crate::grant_messages::{Grant, GrantMessage};
 use crate::grants::{Grants, MOST, Opened, PublicationState};
 use crate::posting::Posting;
@@ -14,9 +15,9 @@ use crate::transmit::Transmit;
 
 /// One message: what decodes is what encodes.
 pub fn grant_message(bytes: &[u8]) {
-    let Ok(message) = GrantMessage::decode(bytes) else { return };
+    let Ok(message) = ControlMessage::decode(bytes) else { return };
     assert_eq!(message.encode(), bytes, "two messages say the same");
-    if let GrantMessage::Grant(grant) = message {
+    if let ControlMessage::Grant(GrantMessage::Grant(grant)) = message {
         assert!(!grant.access.is_empty() && grant.length > 0 && (1..=255).contains(&grant.name.len()));
         assert!(grant.address.checked_add(grant.length).is_some());
     }
@@ -319,6 +320,7 @@ mod tests {
         ]
         .iter()
         .map(GrantMessage::encode)
+        .chain([ControlMessage::Received(1 << 40).encode()])
         .collect();
         let raw: Vec<u8> =
             messages[..1].iter().flat_map(|m| [&[6, m.len().to_le_bytes()[0]], &m[..]].concat()).collect();

@@ -9,7 +9,7 @@ use secure_rdma_session::Control;
 use crate::channel::Channel;
 use crate::framing::violation;
 use crate::grant_messages::{Grant, GrantMessage, MOST_NAME};
-use crate::posting::LocalId;
+use crate::outstanding::LocalId;
 use crate::remote::RemoteRegion;
 use crate::transmit::Transmit;
 

@@ -6,7 +6,7 @@ use secure_rdma_rdma::{
 use smallvec::SmallVec;
 
 use crate::channel::{After, Channel, Life, State};
-use crate::posting::Done;
+use crate::outstanding::Done;
 use crate::receive::Arrived;
 
 impl QueuePairHandler for Channel {

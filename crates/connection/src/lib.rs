@@ -10,6 +10,7 @@
 
 mod channel;
 mod connection;
+mod control_messages;
 mod credit;
 mod ending;
 mod framing;
@@ -24,6 +25,7 @@ mod operations;
 mod options;
 mod outcomes;
 mod outgoing;
+mod outstanding;
 mod pool;
 mod posting;
 mod publications;

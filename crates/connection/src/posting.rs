@@ -1,24 +1,24 @@
 //! The send queue of a queue pair: work requests that are made, posted in lists, and complete in order.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
 use secure_rdma_rdma::{
-    Completion, Error, PathMtu, QueuePair, RKey, Region, RemoteSlice, Result, SendFlags, SendOperation,
-    SendRequest, Slice, WorkId,
+    Completion, PathMtu, QueuePair, RKey, Region, RemoteSlice, Result, SendFlags, SendOperation, SendRequest,
+    Slice, WorkId,
 };
 use smallvec::SmallVec;
 
 use crate::credit::Credits;
 use crate::framing::{Header, Kind, LENGTH_PREFIX, Packing};
 use crate::outgoing::{Atomic, Body, Direction, Outgoing};
+use crate::outstanding::{Done, LocalId, Outstanding, Shown, What};
 use crate::pool::{SendPool, Slot, Waiting};
 
 /// The send queue.
 #[derive(Debug)]
 pub(crate) struct Posting {
-    in_flight: VecDeque<InFlight>,
-    /// Work requests that are made and not posted, the last of `in_flight`. Kept for its room.
+    outstanding: Outstanding,
+    /// Work requests that are made and not posted, the last of `outstanding`. Kept for its room.
     list: Vec<SendRequest>,
     /// The messages in the last one of `list`, where more may join them.
     packing: Option<Packing>,
@@ -26,7 +26,6 @@ pub(crate) struct Posting {
     /// ends with it.
     unposted: Vec<Slot>,
     refused: Option<u64>,
-    next_work: u64,
     /// Work requests that may be outstanding. Two of the queue's are kept free: a probe and the drain marker.
     most_in_flight: usize,
     /// Slices that a work request takes.
@@ -50,55 +49,6 @@ pub(crate) struct Counters {
     pub(crate) probes: u64,
 }
 
-#[derive(Debug)]
-struct InFlight {
-    work: WorkId,
-    slot: Option<Slot>,
-    what: What,
-    /// The message or operation that it belongs to.
-    id: Option<u64>,
-    /// The grant of the peer that it uses.
-    grant: Option<u32>,
-}
-
-/// What work of the own device alone is called by whoever asked for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct LocalId(pub(crate) u64);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum What {
-    /// Not the last of its message or operation.
-    Part,
-    /// The last of its message or operation.
-    Last,
-    /// An atomic, whose answer lands in the slot. Nobody asks for it any more if it is not `wanted`.
-    Atomic {
-        wanted: bool,
-    },
-    Credit,
-    Proof,
-    Probe,
-    Local(LocalId),
-    DrainMarker,
-}
-
-/// What a send completion meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Done {
-    /// A part of something, or credits.
-    Part,
-    /// A message or an operation has been carried out, as its last work request tells.
-    Whole,
-    /// An atomic has been carried out; this is what the 8 bytes held before, if anyone asks.
-    Atomic { id: u64, before: Option<u64> },
-    /// The own proof of path.
-    Proof,
-    /// This work of the own device alone.
-    Local(LocalId),
-    /// Everything that was posted before ERR has been flushed.
-    Drained,
-}
-
 /// What sending takes from.
 pub(crate) struct Outlet<'a> {
     pub(crate) credits: &'a mut Credits,
@@ -111,12 +61,11 @@ impl Posting {
     /// `max_send` is the depth of the send queue, `most_slots` the share of the send buffers.
     pub(crate) fn new(max_send: u32, max_sge: u32, most_slots: u16) -> Self {
         Self {
-            in_flight: VecDeque::new(),
+            outstanding: Outstanding::default(),
             list: Vec::new(),
             packing: None,
             unposted: Vec::new(),
             refused: None,
-            next_work: 0,
             most_in_flight: (max_send as usize).saturating_sub(2).max(1),
             max_sge: (max_sge as usize).max(1),
             most_slots: usize::from(most_slots).max(1),
@@ -132,38 +81,22 @@ impl Posting {
         self.segment = segment;
     }
 
-    pub(crate) fn in_flight(&self) -> usize {
-        self.in_flight.len()
+    pub(crate) fn outstanding(&self) -> &Outstanding {
+        &self.outstanding
+    }
+
+    /// For what is learned of those that are outstanding.
+    pub(crate) fn outstanding_mut(&mut self) -> &mut Outstanding {
+        &mut self.outstanding
     }
 
     /// The first message or operation of which something is outstanding.
     pub(crate) fn first_id(&self) -> Option<u64> {
-        self.in_flight.iter().find_map(|posted| posted.id).or(self.refused)
-    }
-
-    /// Whether a work request that uses this grant of the peer is outstanding.
-    pub(crate) fn names_grant(&self, grant: u32) -> bool {
-        self.in_flight.iter().any(|posted| posted.grant == Some(grant))
-    }
-
-    /// Whether nothing of a message or an operation is outstanding, nor the proof of path.
-    pub(crate) fn is_idle(&self) -> bool {
-        let counts = |posted: &InFlight| posted.id.is_some() || posted.what == What::Proof;
-        !self.in_flight.iter().any(counts)
-    }
-
-    /// Nobody will ask what the atomic `id` gives.
-    pub(crate) fn disregard(&mut self, id: u64) {
-        let of_id = |posted: &&mut InFlight| posted.id == Some(id);
-        for posted in self.in_flight.iter_mut().filter(of_id) {
-            if let What::Atomic { wanted } = &mut posted.what {
-                *wanted = false;
-            }
-        }
+        self.outstanding.first_id().or(self.refused)
     }
 
     pub(crate) fn has_room(&self) -> bool {
-        self.in_flight.len() < self.most_in_flight
+        self.outstanding.len() < self.most_in_flight
     }
 
     /// Makes the next work request of `out`, if credits and buffers allow. `Some(true)`: it was the last.
@@ -191,7 +124,12 @@ impl Posting {
                 }
                 let piece = transfer.next(self.max_sge);
                 let what = if piece.last { What::Last } else { What::Part };
-                let id = self.track(None, what, Some(out.id), grant)?;
+                let shown = match piece.operation {
+                    SendOperation::Write { immediate: Some(_), .. } => Shown::Receive,
+                    SendOperation::Write { .. } => Shown::LaterReceive,
+                    _ => Shown::Answer,
+                };
+                let id = self.track(what, None, (Some(out.id), grant), shown)?;
                 let (operation, local, flags) = (piece.operation, piece.local, piece.flags);
                 self.list.push(SendRequest { id, operation, local, flags });
                 Some(piece.last)
@@ -255,9 +193,7 @@ impl Posting {
     /// Adds a message to those of the last segment, if there is one that is not posted and has room.
     fn pack(&mut self, message: &[u8]) -> Result<bool> {
         let Some(packing) = &mut self.packing else { return Ok(false) };
-        let Some(slot) = self.in_flight.back().and_then(|posted| posted.slot.as_ref()) else {
-            return Ok(false);
-        };
+        let Some(slot) = self.outstanding.last_slot() else { return Ok(false) };
         let Some(place) = packing.add(message.len(), self.segment) else { return Ok(false) };
         slot.write(place, message)?;
         Ok(true)
@@ -268,7 +204,7 @@ impl Posting {
         let trailer = self.packing.take().and_then(|packing| packing.trailer());
         if let Some((place, trailer)) = trailer
             && let Some(request) = self.list.last_mut()
-            && let Some(slot) = self.in_flight.back().and_then(|posted| posted.slot.as_ref())
+            && let Some(slot) = self.outstanding.last_slot()
             && let SendOperation::Send { immediate: Some(immediate) } = &mut request.operation
         {
             slot.write(place, &trailer)?;
@@ -284,7 +220,8 @@ impl Posting {
     fn atomic(&mut self, id: u64, atomic: &Atomic, outlet: &mut Outlet<'_>) -> Result<Option<bool>> {
         let Some(slot) = self.slot(outlet) else { return Ok(None) };
         let local = smallvec::smallvec![Slice::new(&slot.region, slot.offset, size_of::<u64>())];
-        let work = self.track(Some(slot), What::Atomic { wanted: true }, Some(id), Some(atomic.grant))?;
+        let what = What::Atomic { wanted: true };
+        let work = self.track(what, Some(slot), (Some(id), Some(atomic.grant)), Shown::Answer)?;
         let operation = atomic.operation.clone();
         self.list.push(SendRequest { id: work, operation, local, flags: atomic.flags });
         Ok(Some(true))
@@ -321,7 +258,7 @@ impl Posting {
         message: Option<u64>,
     ) -> Result<()> {
         self.counters.segments += 1;
-        let id = self.track(slot, what, message, None)?;
+        let id = self.track(what, slot, (message, None), Shown::Receive)?;
         let operation = SendOperation::Send { immediate: Some(header.to_immediate()) };
         self.list.push(SendRequest { id, operation, local, flags: SendFlags::empty() });
         Ok(())
@@ -329,16 +266,13 @@ impl Posting {
 
     fn track(
         &mut self,
-        slot: Option<Slot>,
         what: What,
-        id: Option<u64>,
-        grant: Option<u32>,
+        slot: Option<Slot>,
+        of: (Option<u64>, Option<u32>),
+        shown: Shown,
     ) -> Result<WorkId> {
         self.seal()?;
-        let work = WorkId(self.next_work);
-        self.next_work += 1;
-        self.in_flight.push_back(InFlight { work, slot, what, id, grant });
-        Ok(work)
+        Ok(self.outstanding.push(what, slot, of, shown))
     }
 
     /// Makes work of the own device alone.
@@ -382,7 +316,7 @@ impl Posting {
 
     /// A work request without bytes.
     fn bare(&mut self, what: What, operation: SendOperation) -> Result<()> {
-        let id = self.track(None, what, None, None)?;
+        let id = self.track(what, None, (None, None), Shown::Answer)?;
         self.list.push(SendRequest { id, operation, local: SmallVec::new(), flags: SendFlags::empty() });
         Ok(())
     }
@@ -396,46 +330,26 @@ impl Posting {
         let posted = queue_pair.post_send(&self.list).map_err(|refused| {
             // What was not posted will not complete. Its buffers come back with the next completion.
             let lost = self.list.len() - refused.posted;
-            let unposted = self.in_flight.split_off(self.in_flight.len() - lost);
-            self.refused = self.refused.or(unposted.iter().find_map(|posted| posted.id));
-            self.unposted.extend(unposted.into_iter().filter_map(|posted| posted.slot));
+            let unposted = self.outstanding.refused(lost);
+            self.refused = self.refused.or(unposted.iter().find_map(|request| request.id));
+            self.unposted.extend(unposted.into_iter().filter_map(|request| request.slot));
             refused.error
         });
         self.list.clear();
         posted
     }
 
-    /// Takes a send completion. Requests of a queue pair complete in the order of posting. Answers also the message or
-    /// operation that it belongs to.
+    /// Takes a send completion. Answers also the message or operation that has failed with it.
     pub(crate) fn complete(
         &mut self,
         completion: &Completion,
         free: &mut Vec<Slot>,
     ) -> Result<(Done, Option<u64>)> {
-        let Some(posted) = self.in_flight.pop_front().filter(|posted| posted.work == completion.id) else {
-            return Err(Error::internal("a send completion came out of order"));
-        };
-        let success = completion.status.is_success();
-        let done = match posted.what {
-            What::DrainMarker => Done::Drained,
-            _ if !success => Done::Part,
-            What::Last => Done::Whole,
-            What::Atomic { wanted } => {
-                let mut before = [0; size_of::<u64>()];
-                if let Some(slot) = &posted.slot {
-                    slot.region.memory().read(slot.offset, &mut before)?;
-                }
-                let before = wanted.then_some(u64::from_ne_bytes(before));
-                Done::Atomic { id: posted.id.unwrap_or_default(), before }
-            }
-            What::Proof => Done::Proof,
-            What::Local(id) => Done::Local(id),
-            What::Part | What::Credit | What::Probe => Done::Part,
-        };
+        let (done, failed, request) = self.outstanding.complete(completion)?;
         let before = free.len();
-        free.extend(posted.slot);
+        free.extend(request.slot);
         free.append(&mut self.unposted);
         self.slots -= free.len() - before;
-        Ok((done, posted.id))
+        Ok((done, request.id.filter(|_| failed)))
     }
 }

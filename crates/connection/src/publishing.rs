@@ -7,10 +7,11 @@ use std::task::Poll;
 use secure_rdma_rdma::{Access, Error, ErrorCode, Result, Slice};
 
 use crate::channel::{After, Channel, Life, State, over};
+use crate::control_messages::ControlMessage;
 use crate::grant_messages::GrantMessage;
 use crate::grants::{Opened, PublicationState, check_name};
+use crate::outstanding::LocalId;
 use crate::pool::Resources;
-use crate::posting::LocalId;
 use crate::regions::RegionSlice;
 use crate::registrations::Opens;
 use crate::remote::RemoteRegion;
@@ -102,9 +103,17 @@ impl Channel {
         }
     }
 
-    /// The peer has told something of its grants, or of ours.
+    /// The peer has told something: of its grants, of ours, or what of ours has arrived.
     pub(crate) fn told(&self, message: &[u8]) -> Result<()> {
-        let message = GrantMessage::decode(message)?;
+        match ControlMessage::decode(message)? {
+            ControlMessage::Grant(message) => self.told_of_grant(message),
+            ControlMessage::Received(count) => {
+                self.with(|state, _| state.transmit.posting_mut().outstanding_mut().peer_received(count))
+            }
+        }
+    }
+
+    fn told_of_grant(&self, message: GrantMessage) -> Result<()> {
         let myself = Weak::clone(&self.myself);
         self.with(|state, after| {
             if matches!(state.life, Life::Over(_) | Life::PeerClosing { .. }) {

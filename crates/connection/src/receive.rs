@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use secure_rdma_rdma::{Completion, CompletionKind, PathMtu, Result};
 
+use crate::control_messages::ControlMessage;
 use crate::credit::Credits;
 use crate::framing::{Header, Kind, LENGTH_PREFIX, MESSAGE_COST, Packing, violation};
 use crate::pool::Reservation;
@@ -23,6 +24,8 @@ pub(crate) struct Receive {
     partial: Option<(Vec<u8>, u64)>,
     ended: bool,
     proof_seen: bool,
+    /// Segments and immediates of the peer that were taken.
+    segments: u64,
     path_mtu: PathMtu,
     max_message: u64,
     most_ready: usize,
@@ -54,6 +57,7 @@ impl Receive {
             partial: None,
             ended: false,
             proof_seen: false,
+            segments: 0,
             path_mtu: PathMtu::Bytes256,
             max_message,
             most_ready,
@@ -86,6 +90,11 @@ impl Receive {
         self.ready_cost - (self.ready.len() + self.immediates.len()) * MESSAGE_COST
     }
 
+    /// What the peer is told of its segments.
+    pub(crate) fn received(&self) -> ControlMessage {
+        ControlMessage::Received(self.segments)
+    }
+
     /// Takes the segment of a successful receive completion. The buffer may be posted again afterwards.
     pub(crate) fn segment(
         &mut self,
@@ -93,6 +102,7 @@ impl Receive {
         credits: &mut Credits,
         buffers: &Reservation,
     ) -> Result<Arrived> {
+        self.segments += 1;
         if completion.invalidated.is_some() {
             return Err(violation("a SEND with invalidate"));
         }

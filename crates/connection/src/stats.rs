@@ -61,7 +61,7 @@ impl ConnectionStats {
             segments_sent: posting.counters.segments,
             bytes_queued: transmit.queued_bytes() as u64,
             operations_pending: transmit.pending_operations() as u64,
-            work_in_flight: posting.in_flight() as u64,
+            work_in_flight: posting.outstanding().len() as u64,
             messages_ready: receive.ready() as u64,
             bytes_ready: receive.ready_bytes() as u64,
             immediates_ready: receive.immediates() as u64,

@@ -7,8 +7,9 @@ use secure_rdma_rdma::{Completion, Error, QueuePair, Result, SendOperation};
 
 use crate::framing::MESSAGE_COST;
 use crate::outgoing::{Body, Outgoing};
+use crate::outstanding::{Done, LocalId};
 use crate::pool::Slot;
-use crate::posting::{Done, LocalId, Outlet, Posting};
+use crate::posting::{Outlet, Posting};
 
 /// Operations that may wait to be posted, with outcomes that nobody has asked for.
 pub(crate) const MOST_OPERATIONS: usize = 16_384;
@@ -118,7 +119,7 @@ impl Transmit {
 
     /// Whether no message or operation waits or is unacknowledged. Probes, credits and local work do not count.
     pub(crate) fn is_idle(&self) -> bool {
-        self.queue.is_empty() && self.posting.is_idle()
+        self.queue.is_empty() && self.posting.outstanding().is_idle()
     }
 
     /// Queues the end of this direction.
@@ -269,7 +270,7 @@ impl Transmit {
 
     /// Whether something that is posted uses this grant of the peer.
     pub(crate) fn names_grant(&self, grant: u32) -> bool {
-        self.posting.names_grant(grant)
+        self.posting.outstanding().names_grant(grant)
     }
 
     /// Ends with `error` what uses this grant of the peer and is not posted yet, also the rest of what is posted in part.
@@ -310,13 +311,13 @@ impl Transmit {
         if let Ok(at) = self.queue.binary_search_by_key(&id, |out| out.id) {
             self.queue[at].wanted = false;
         }
-        self.posting.disregard(id);
+        self.posting.outstanding_mut().disregard(id);
     }
 
     /// Takes a send completion.
     pub(crate) fn complete(&mut self, completion: &Completion, free: &mut Vec<Slot>) -> Result<Done> {
-        let (done, id) = self.posting.complete(completion, free)?;
-        if let Some(id) = id.filter(|_| !completion.status.is_success()) {
+        let (done, failed) = self.posting.complete(completion, free)?;
+        if let Some(id) = failed {
             self.frozen.get_or_insert(id - 1);
         }
         if let Done::Atomic { id, before: Some(before) } = done {

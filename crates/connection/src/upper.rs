@@ -113,7 +113,7 @@ impl Channel {
             if matches!(state.life, Life::Over(_)) {
                 return Ok(());
             }
-            match state.watch.tick(state.transmit.posting().in_flight()) {
+            match state.watch.tick(state.transmit.posting().outstanding().len()) {
                 Verdict::Nothing => Ok(()),
                 Verdict::Probe => match state.queue_pair.clone() {
                     Some(queue_pair) => state.transmit.posting_mut().probe(queue_pair.as_ref()),

@@ -1,4 +1,5 @@
-//! Whole connections, over TLS, on a device that gives no completion any more: nothing waits for it for ever.
+//! Whole connections, over TLS, on a device that gives no completion any more: nothing waits for it for ever. And on one that
+//! hears no acknowledgement.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
@@ -75,4 +76,22 @@ async fn a_destroyed_connection_lets_go_of_a_device_that_flushes_nothing() {
     queue_pairs(&fabric, 1).await;
     queue_pairs(&fabric, 0).await;
     drop((accepted, client));
+}
+
+#[tokio::test]
+async fn a_message_that_the_peer_has_read_is_delivered_although_its_acknowledgement_is_lost() {
+    let Ends { fabric, devices, connections: [accepted, client], _server } = connected().await;
+    devices[1].lose_acknowledgements();
+    let sent = client.send_acknowledged(&[7; 10_000]);
+    let closed = async {
+        assert_eq!(accepted.next().await.unwrap().unwrap(), [7; 10_000]);
+        accepted.close();
+        accepted.wait_closed().await
+    };
+    let (sent, ended) = tokio::join!(sent, closed);
+    sent.unwrap();
+    assert_eq!(ended.reason, CloseReason::Closed);
+    let ended = client.wait_closed().await;
+    assert_eq!((ended.reason, ended.delivered), (CloseReason::PeerClosed, true));
+    queue_pairs(&fabric, 0).await;
 }

@@ -1,5 +1,6 @@
 //! Two channels on the in-memory device: what travels between them, and what a peer can do wrong.
 
+mod arrived;
 mod devices;
 mod ends;
 mod flow;

@@ -48,6 +48,7 @@ impl FakeDevice {
             window_ranges: true,
             cut: false,
             stalled: false,
+            unacknowledged: false,
             faults,
         });
         Self::hold(handle, &mut world.devices[id], id)
@@ -120,6 +121,12 @@ impl FakeDevice {
     /// arrive and are acknowledged.
     pub fn stall(&self) {
         self.handle.lock().devices[self.id].stalled = true;
+    }
+
+    /// Loses every acknowledgement and answer to requests of this device from now on, and nothing else: they arrive and are
+    /// carried out, and stay outstanding until their queue pair is flushed. They are not repeated.
+    pub fn lose_acknowledgements(&self) {
+        self.handle.lock().devices[self.id].unacknowledged = true;
     }
 
     /// Lets an event happen to the device, with what it entails, and tells every queue pair on it.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::region::{gather, length, scatter, writable};
-use super::state::{QpKey, failed};
+use super::state::{QpKey, State, failed};
 use super::world::World;
 use crate::{
     Completion, CompletionKind, Gid, LinkLayer, PathMtu, PortInfo, QpState, Qpn, SendOperation, SendRequest,
@@ -59,6 +59,9 @@ impl World {
                 continue;
             }
             match self.ask(key, &request) {
+                Answer::Acknowledged(_) | Answer::Failed(_) if self.devices[key.device].unacknowledged => {
+                    self.held(key, request);
+                }
                 Answer::Acknowledged(back) => self.acknowledged(key, &request, &back),
                 Answer::Silence => self.unanswered(key, request, now),
                 Answer::NotReady(code) => self.not_ready(key, request, code, now),
@@ -141,6 +144,14 @@ impl World {
         Answer::Silence
     }
 
+    /// Keeps a request outstanding whose answer is lost.
+    fn held(&mut self, key: QpKey, request: SendRequest) {
+        if let Some(state) = self.queue_pairs.get_mut(&key) {
+            state.pass_psns_of(&request);
+            state.unanswered.push_back(request);
+        }
+    }
+
     fn acknowledged(&mut self, key: QpKey, request: &SendRequest, back: &[u8]) {
         self.tally.acknowledged += 1;
         let reads = matches!(
@@ -153,11 +164,7 @@ impl World {
         let Some(state) = self.queue_pairs.get_mut(&key) else { return };
         state.silences = 0;
         state.rnr_naks = 0;
-        let count = match (state.path.mtu, &request.operation) {
-            (_, SendOperation::CompareSwap { .. } | SendOperation::FetchAdd { .. }) | (None, _) => 1,
-            (Some(mtu), _) => packets(length(&request.local), mtu),
-        };
-        state.path.next_psn = (state.path.next_psn + count) & 0x00FF_FFFF;
+        state.pass_psns_of(request);
         let byte_len = u32::try_from(back.len()).unwrap_or(u32::MAX);
         self.complete(
             key,
@@ -213,6 +220,17 @@ impl World {
             self.complete(key, failed(request.id, CompletionKind::Send, status));
             self.move_to_error(key);
         }
+    }
+}
+
+impl State {
+    /// The next request's PSN lies behind those of this one.
+    fn pass_psns_of(&mut self, request: &SendRequest) {
+        let count = match (self.path.mtu, &request.operation) {
+            (_, SendOperation::CompareSwap { .. } | SendOperation::FetchAdd { .. }) | (None, _) => 1,
+            (Some(mtu), _) => packets(length(&request.local), mtu),
+        };
+        self.path.next_psn = (self.path.next_psn + count) & 0x00FF_FFFF;
     }
 }
 

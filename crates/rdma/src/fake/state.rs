@@ -29,6 +29,8 @@ pub(super) struct State {
     pub(super) handler: Weak<dyn QueuePairHandler>,
     pub(super) path: Path,
     pub(super) sends: VecDeque<SendRequest>,
+    /// What was carried out, where the device hears of no answer.
+    pub(super) unanswered: VecDeque<SendRequest>,
     pub(super) receives: VecDeque<ReceiveRequest>,
     pub(super) completions: VecDeque<Completion>,
     pub(super) events: VecDeque<AsyncEvent>,
@@ -96,6 +98,7 @@ impl State {
             handler: config.handler.clone(),
             path: Path::default(),
             sends: VecDeque::new(),
+            unanswered: VecDeque::new(),
             receives: VecDeque::new(),
             completions: VecDeque::new(),
             events: VecDeque::new(),
@@ -122,7 +125,7 @@ impl State {
     /// can be lost.
     pub(super) fn send_room(&self) -> usize {
         let untold = self.completions.iter().filter(|done| done.kind == CompletionKind::Send).count();
-        self.max_send.saturating_sub(self.sends.len() + untold)
+        self.max_send.saturating_sub(self.sends.len() + self.unanswered.len() + untold)
     }
 
     /// The same for receives of its own receive queue.
@@ -190,8 +193,9 @@ impl World {
     /// Flushes what is on the queues of a queue pair in ERR.
     pub(super) fn flush(&mut self, key: QpKey) {
         let Some(state) = self.queue_pairs.get_mut(&key) else { return };
+        let unanswered = std::mem::take(&mut state.unanswered);
         let (sends, receives) = (std::mem::take(&mut state.sends), std::mem::take(&mut state.receives));
-        for request in sends {
+        for request in unanswered.into_iter().chain(sends) {
             self.complete(key, failed(request.id, CompletionKind::Send, WcStatus::WR_FLUSH_ERR));
         }
         for request in receives {
@@ -204,6 +208,7 @@ impl World {
         self.stop_waiting(key);
         if let Some(state) = self.queue_pairs.get_mut(&key) {
             state.sends.clear();
+            state.unanswered.clear();
             state.receives.clear();
             state.completions.clear();
             state.path = Path::default();

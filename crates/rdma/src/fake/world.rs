@@ -52,6 +52,8 @@ pub(super) struct DeviceState {
     pub(super) cut: bool,
     /// Gives no completion any more.
     pub(super) stalled: bool,
+    /// Hears no acknowledgement any more.
+    pub(super) unacknowledged: bool,
     pub(super) faults: Vec<(Call, Error)>,
 }
 
