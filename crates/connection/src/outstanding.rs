@@ -85,9 +85,10 @@ impl Outstanding {
         self.requests.len()
     }
 
-    /// The first message or operation of which something is outstanding.
+    /// The first message or operation of which something is outstanding that is not proven to have arrived.
     pub(crate) fn first_id(&self) -> Option<u64> {
-        self.requests.iter().find_map(|request| request.id)
+        let unproven = |request: &&Request| request.proven_at > self.peer_received;
+        self.requests.iter().filter(unproven).find_map(|request| request.id)
     }
 
     /// Whether one uses this grant of the peer.
@@ -173,5 +174,73 @@ impl Outstanding {
             What::Part | What::Credit | What::Probe => Done::Part,
         };
         Ok((done, !success, request))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use secure_rdma_rdma::{CompletionKind, ErrorCode, WcStatus};
+
+    use super::*;
+
+    fn completed(outstanding: &mut Outstanding, work: u64, status: WcStatus) -> (Done, Option<u64>) {
+        let (id, kind) = (WorkId(work), CompletionKind::Send);
+        let completion =
+            Completion { id, kind, status, byte_len: 0, immediate: None, invalidated: None, vendor_error: 0 };
+        let (done, failed, request) = outstanding.complete(&completion).unwrap();
+        (done, request.id.filter(|_| failed))
+    }
+
+    /// A message of two segments, a long WRITE with immediate, a READ, and a message.
+    fn several() -> Outstanding {
+        let mut outstanding = Outstanding::default();
+        let requests = [
+            (What::Proof, None, Shown::Receive),
+            (What::Part, Some(1), Shown::Receive),
+            (What::Last, Some(1), Shown::Receive),
+            (What::Probe, None, Shown::Answer),
+            (What::Part, Some(2), Shown::LaterReceive),
+            (What::Last, Some(2), Shown::Receive),
+            (What::Last, Some(3), Shown::Answer),
+            (What::Last, Some(4), Shown::Receive),
+        ];
+        for (what, id, shown) in requests {
+            outstanding.push(what, None, (id, None), shown);
+        }
+        outstanding
+    }
+
+    #[test]
+    fn what_is_proven_is_done_before_it_is_flushed() {
+        for (received, first) in [(0, 1), (1, 1), (2, 1), (3, 2), (4, 3), (5, 3)] {
+            let mut outstanding = several();
+            outstanding.peer_received(received).unwrap();
+            // A count that goes back says nothing new.
+            outstanding.peer_received(received / 2).unwrap();
+            assert_eq!(outstanding.first_id(), Some(first), "{received} receives");
+        }
+        assert_eq!(several().peer_received(6).unwrap_err().code(), ErrorCode::PeerViolation);
+    }
+
+    #[test]
+    fn what_is_proven_has_not_failed_whatever_its_completion_says() {
+        for status in [WcStatus::WR_FLUSH_ERR, WcStatus::RETRY_EXC_ERR] {
+            let mut outstanding = several();
+            outstanding.peer_received(4).unwrap();
+            let all: Vec<_> = (0..8).map(|work| completed(&mut outstanding, work, status)).collect();
+            let whole = |id| if id == 3 || id == 4 { (Done::Part, Some(id)) } else { (Done::Whole, None) };
+            let none = (Done::Part, None);
+            let expected = [(Done::Proof, None), none, whole(1), none, none, whole(2), whole(3), whole(4)];
+            assert_eq!(all, expected);
+        }
+    }
+
+    #[test]
+    fn what_the_device_refused_is_not_outstanding() {
+        let mut outstanding = several();
+        let refused = outstanding.refused(2);
+        assert_eq!(refused.iter().map(|request| request.id).collect::<Vec<_>>(), [Some(3), Some(4)]);
+        outstanding.peer_received(4).unwrap();
+        assert_eq!((outstanding.first_id(), outstanding.len()), (None, 6));
     }
 }

@@ -24,6 +24,9 @@ pub(crate) const TICK: Duration = Duration::from_millis(250);
 /// Bytes that may wait in the channel before more is told: the rest of its room is for what must be said.
 const TELL_AHEAD: usize = 16 * 1024;
 
+/// The same before a close, which still finds room behind the longest message.
+const TELL_LAST: usize = 60 * 1024;
+
 /// Keeps one control channel until it ends.
 pub(crate) struct ChannelTask<U, S> {
     channel: Channel<S>,
@@ -146,15 +149,15 @@ impl<U: UpperLayer, S: AsyncRead + AsyncWrite + Unpin> ChannelTask<U, S> {
         }
     }
 
-    /// What was told before our close goes out before it, as far as the channel has room at all.
+    /// What was told before our close goes out before it, as far as the channel has room for both.
     fn tell_the_rest(&mut self, over: &Over) {
         if !matches!(over, Over::Close) {
             return;
         }
-        while let Some(message) = self.orders.next_telling() {
-            if !self.channel.queue(&Frame::Tell(Told(message))) {
-                return;
-            }
+        while self.channel.pending() < TELL_LAST
+            && let Some(message) = self.orders.next_telling()
+        {
+            self.channel.queue(&Frame::Tell(Told(message)));
         }
     }
 
