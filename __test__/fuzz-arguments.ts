@@ -26,6 +26,12 @@ const HANG = 20_000
 /** Calls between two beginnings afresh. */
 const EPISODE = 150
 
+/** Seconds that it may take longer until everything has been called. */
+const LONGER = 100
+
+/** Of these some calls get past their arguments, and some do not. */
+const BOTH = ['connect', 'listen', 'connection.send', 'server.setSecureContext', 'connection.toDuplex']
+
 /** What a call came to. */
 type Outcome = 'passed' | 'refused'
 
@@ -469,7 +475,7 @@ async function begin(place: Place, folder: string): Promise<World> {
 }
 
 deviceTest(`${SECONDS} s of random arguments`, async (t, place) => {
-  t.timeout(SECONDS * 1000 + 120_000)
+  t.timeout((SECONDS + LONGER) * 1000 + 120_000)
   t.log(`seed ${SEED}`)
   const random = new Random(SEED)
   const folder = mkdtempSync(path(tmpdir(), 'secure-rdma-fuzz-'))
@@ -480,7 +486,15 @@ deviceTest(`${SECONDS} s of random arguments`, async (t, place) => {
   const wrong: unknown[] = []
   const began = performance.now()
   let calls = 0
-  while (performance.now() - began < SECONDS * 1000 && wrong.length === 0) {
+  // Each of them does something of its own, unless only its arguments can be wrong.
+  const idle = (): string[] => targets.map(([name]) => name).filter((name) => !counts[name])
+  const oneSided = (): string[] => BOTH.filter((name) => !counts[name]?.passed || !counts[name].refused)
+  // A busy machine needs longer than the seconds that were asked for until all have had their turn.
+  const goesOn = (): boolean => {
+    const seconds = (performance.now() - began) / 1000
+    return seconds < SECONDS || (seconds < SECONDS + LONGER && idle().length + oneSided().length > 0)
+  }
+  while (goesOn() && wrong.length === 0) {
     const world = await begin(place, folder)
     const open = new Map<Promise<void>, string>()
     for (let i = 0; i < EPISODE; i++, calls++) {
@@ -532,12 +546,8 @@ deviceTest(`${SECONDS} s of random arguments`, async (t, place) => {
   t.log(`${calls} calls, ${Math.round(share * 100)} % past their arguments`)
   t.log(inspect(counts, { breakLength: 100, compact: 1 }))
   t.true(share >= 0.3, `${share}`)
-  // Each of them does something of its own, unless only its arguments can be wrong.
-  const idle = targets.map(([name]) => name).filter((name) => !counts[name])
-  t.deepEqual(idle, [])
-  for (const name of ['connect', 'listen', 'connection.send', 'server.setSecureContext', 'connection.toDuplex']) {
-    t.true((counts[name]?.passed ?? 0) > 0 && (counts[name]?.refused ?? 0) > 0, name)
-  }
+  t.deepEqual(idle(), [])
+  t.deepEqual(oneSided(), [])
 })
 
 deviceTest('the control: what must not be thrown is seen', (t) => {
