@@ -1,7 +1,7 @@
 // The versions of Node that tests run in processes of their own.
 //
 // SECURE_RDMA_NODES: the folder that tools/node-versions.mjs fetches other versions into (`npm test` and `npm run soak` do).
-// With it a version that is not there fails, and is not skipped.
+// With it a version that is not there fails, and is not skipped. Empty: our own version alone.
 
 import { existsSync } from 'node:fs'
 import { homedir } from 'node:os'
@@ -16,6 +16,7 @@ const nodes = process.env['SECURE_RDMA_NODES']
 export function versions(): Map<string, string> {
   const own = process.versions.node.split('.')[0] ?? ''
   const found = new Map([[own, process.execPath]])
+  if (nodes === '') return found
   const name = `node-${process.platform}-${process.arch}`
   const folder = nodes ?? join(homedir(), '.cache/secure-rdma/node')
   for (const major of ['20', '22', '24']) {

@@ -221,7 +221,26 @@ export function buildEnvironment(base = process.env) {
   if (existsSync(join(cargo, 'cargo')) && !base.PATH?.split(delimiter).includes(cargo)) {
     environment.PATH = [base.PATH, cargo].filter(Boolean).join(delimiter)
   }
+  // Named as napi names it: cargo keeps what it builds for a named target apart, and would build it all twice.
+  const target = base.CARGO_BUILD_TARGET || ownTarget(environment)
+  if (target) environment.CARGO_BUILD_TARGET = target
   return environment
+}
+
+/** @type {string | undefined} */
+let knownTarget
+
+/**
+ * The target of this machine; none where there is no Rust yet.
+ * @param {NodeJS.ProcessEnv} env
+ */
+function ownTarget(env) {
+  try {
+    knownTarget ??= /^host: (.+)$/m.exec(capture('rustc', ['-vV'], { quiet: true, env }).toString())?.[1]
+  } catch {
+    return undefined
+  }
+  return knownTarget
 }
 
 /** The folder of a libclang that rdma-sys can use. */

@@ -3,13 +3,13 @@
 // Tests everything, from a fresh clone on: set-up, checks, Rust, TypeScript, packages, and all of it on real rxe devices.
 // CLI: node tools/test.mjs [--only=STEP,...] [--skip=STEP,...]
 
-import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync, writeSync } from 'node:fs'
+import { closeSync, mkdirSync, openSync, readFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { FAKE_BUILD } from './build-addon.mjs'
 import { Ava, Counts, RustTests } from './counts.mjs'
-import { deviceTests } from './device-tests.mjs'
-import { NODES, OTHER_MAJORS, fetchNode } from './node-versions.mjs'
+import { guests, testInGuests } from './guest-tests.mjs'
+import { OTHER_MAJORS, fetchNode } from './node-versions.mjs'
 import { ProcessError, mainOf, run, runForStatus } from './process.mjs'
 import { ROOT, setUp } from './set-up.mjs'
 import { buildEnvironment, checkLinters, lintsStrictly } from './system-packages.mjs'
@@ -24,7 +24,6 @@ const rust = new Counts()
 const ava = new Counts()
 const fake = new Counts()
 const soft = new Counts()
-const guest = { rust: new Counts(), ava: new Counts(), together: new Counts(), mixed: new Counts() }
 
 /**
  * Where a step's output goes.
@@ -150,26 +149,11 @@ async function runAva(counts, extra, files = []) {
 }
 
 async function testInGuest() {
-  const results = join(ROOT, 'build/soft-roce')
-  rmSync(results, { recursive: true, force: true })
-  mkdirSync(results, { recursive: true })
-  const resultFile = join(results, 'result.json')
-  const executables = await deviceTests()
-  const command = [node, join(ROOT, 'tools/guest-suite.mjs'), resultFile, ...executables]
-  const options = ['--share', results, '--timeout', '5400', '--memory', '4096', '--env', `SECURE_RDMA_NODES=${NODES}`]
-  const status = await runForStatus(node, ['tools/soft-roce/run.mjs', ...options, '--', ...command], { cwd: ROOT, env })
-  if (existsSync(resultFile)) {
-    const result = JSON.parse(readFileSync(resultFile, 'utf8'))
-    guest.rust.add(result.rust)
-    guest.ava.add(result.ava)
-    guest.together.add(result.together)
-    guest.mixed.add(result.mixed)
-  }
-  expectSuccess('the guest', status)
-  if (guest.rust.passed === 0) throw new ProcessError('not one Rust device test ran in the guest', 1)
-  if (guest.ava.onDevice === 0) throw new ProcessError('not one ava test ran on an rxe device', 1)
-  if (guest.together.onDevice === 0) throw new ProcessError('not one ava test ran on soft and rxe in one process', 1)
-  if (guest.mixed.onDevice === 0) throw new ProcessError('not one ava test ran between soft and rxe', 1)
+  expectSuccess('the guest', await testInGuests(env))
+  if (guests.rust.passed === 0) throw new ProcessError('not one Rust device test ran in the guest', 1)
+  if (guests.ava.onDevice === 0) throw new ProcessError('not one ava test ran on an rxe device', 1)
+  if (guests.together.onDevice === 0) throw new ProcessError('not one ava test ran on soft and rxe in one process', 1)
+  if (guests.mixed.onDevice === 0) throw new ProcessError('not one ava test ran between soft and rxe', 1)
 }
 
 /** @param {Output} output @param {string[][]} commands all of them run, also when one fails */
@@ -253,7 +237,7 @@ await mainOf('test', async () => {
   }
 
   // Last, since where CI shows only the end of this, what failed must be there.
-  for (const { failures } of [rust, ava, fake, soft, ...Object.values(guest)]) {
+  for (const { failures } of [rust, ava, fake, soft, ...Object.values(guests)]) {
     for (const failure of failures) console.log(`\nFAILED: ${failure}`)
   }
   console.log(heading('Summary'))
@@ -263,9 +247,9 @@ await mainOf('test', async () => {
   if (selected('fake')) console.log(`ava on in-memory devices: ${fake}`)
   if (selected('soft')) console.log(`ava on soft: ${soft}; on the embedded device: ${soft.listPlaces()}`)
   if (selected('soft-roce')) {
-    console.log(`Rust device tests in the guest: ${guest.rust}`)
-    console.log(`ava in the guest: ${guest.ava}; on real rxe devices: ${guest.ava.listPlaces()}`)
-    const { together, mixed } = guest
+    console.log(`Rust device tests in the guest: ${guests.rust}`)
+    console.log(`ava in the guest: ${guests.ava}; on real rxe devices: ${guests.ava.listPlaces()}`)
+    const { together, mixed } = guests
     console.log(
       `ava between soft and rxe, in one process: ${together}; which connects to which: ${together.listPlaces()}`,
     )
@@ -274,7 +258,10 @@ await mainOf('test', async () => {
     console.log(`NO TEST RAN ON ${selected('soft') ? 'A KERNEL' : 'AN RDMA'} DEVICE: the soft-roce step was left out`)
   }
   // What passed on no device at all is no test of RDMA: in-memory passes do not count, their failures do.
-  const total = [ava, soft, guest.ava, guest.together, guest.mixed].reduce((sum, some) => sum.add(some), new Counts())
+  const total = [ava, soft, guests.ava, guests.together, guests.mixed].reduce(
+    (sum, some) => sum.add(some),
+    new Counts(),
+  )
   console.log(`${total.passed} passed, ${total.failed + fake.failed} failed`)
   if (Object.values(outcomes).some(({ failed }) => failed)) process.exitCode = 1
 })
