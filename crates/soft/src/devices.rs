@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
 
 use secure_rdma_rdma::{
     Device, DeviceInfo, DeviceKind, Devices, Error, ErrorCode, GidEntry, Lid, LinkLayer, PathMtu, PortInfo,
@@ -9,7 +10,7 @@ use secure_rdma_rdma::{
 };
 
 use crate::NAME;
-use crate::core::{Owner, lock};
+use crate::core::{Core, Owner, lock};
 use crate::device::SoftDevice;
 use crate::interfaces;
 use crate::limits::limits;
@@ -18,26 +19,43 @@ use crate::options::SoftOptions;
 /// The number of the one port.
 pub(crate) const PORT: u8 = 1;
 
-/// The open device of the process.
-static OPEN: Mutex<Weak<Owner>> = Mutex::new(Weak::new());
+/// The device of the process, and what of it lives on until its sockets are closed.
+static OPEN: Mutex<(Weak<Owner>, Weak<Core>)> = Mutex::new((Weak::new(), Weak::new()));
+
+/// Held by whoever opens it, and not by who only looks.
+static OPENING: Mutex<()> = Mutex::new(());
+
+/// How long the end of a device that is closing is waited for: of its threads one may be busy with something else.
+const CLOSES: Duration = Duration::from_secs(2);
 
 /// The embedded device, as a family of one. Its name is [`NAME`], its one port has every address of this host.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SoftDevices;
 
 impl SoftDevices {
-    /// Opens the device, or hands out the one that is open. [`SoftDevice::open`] opens another.
+    /// Opens the device, or hands out the one that is open. [`SoftDevice::open`] opens another. **Blocks**: where the one
+    /// before is still closing, until its UDP port is free again.
     ///
     /// # Errors
     /// [`ErrorCode::DeviceOpen`] when there are no sockets, [`ErrorCode::Entropy`].
     pub fn open_soft() -> Result<Arc<SoftDevice>> {
-        let mut open = lock(&OPEN);
+        let _opening = lock(&OPENING);
+        let (open, core) = lock(&OPEN).clone();
         if let Some(owner) = open.upgrade().filter(|owner| owner.check().is_ok()) {
             return Ok(Arc::new(SoftDevice::of(owner)));
         }
+        wait_until_closed(&core);
         let device = SoftDevice::open(&SoftOptions::default())?;
-        *open = Arc::downgrade(device.owner());
+        *lock(&OPEN) = (Arc::downgrade(device.owner()), Arc::downgrade(&device.owner().core()));
         Ok(device)
+    }
+}
+
+/// Waits until a device that is closing has closed its sockets.
+fn wait_until_closed(core: &Weak<Core>) {
+    let began = Instant::now();
+    while began.elapsed() < CLOSES && core.upgrade().is_some_and(|core| core.is_closing()) {
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -45,7 +63,7 @@ impl SoftDevices {
     /// The device of the process, if it is open.
     #[must_use]
     pub fn opened() -> Option<Arc<SoftDevice>> {
-        let owner = lock(&OPEN).upgrade()?;
+        let owner = lock(&OPEN).0.upgrade()?;
         Some(Arc::new(SoftDevice::of(owner)))
     }
 }
