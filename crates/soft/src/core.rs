@@ -70,8 +70,6 @@ pub(crate) struct Core {
     pub(crate) name: String,
     /// What it can do.
     pub(crate) limits: DeviceLimits,
-    /// The process that opened it.
-    opener: Opener,
     /// Its sockets.
     pub(crate) ports: Ports,
     /// Whether batches go to the kernel as such.
@@ -114,6 +112,9 @@ pub(crate) struct Core {
     pub(crate) starting_capture: Mutex<()>,
     /// What has gone through the sockets.
     pub(crate) traffic: Traffic,
+    /// The process that opened it. The last field, so that it is dropped last: whoever waits until the sockets are closed
+    /// waits for its end. The end of the core itself does not say so: that comes before its fields'.
+    pub(crate) opener: Arc<Opener>,
 }
 
 impl Core {
@@ -135,7 +136,6 @@ impl Core {
         let core = Self {
             name: options.name.clone(),
             limits: crate::limits::limits(),
-            opener: Opener::current(),
             ports,
             segmentation: options.segmentation,
             state: Mutex::new(State { engine, handlers: FxHashMap::default(), alarm: None }),
@@ -160,6 +160,7 @@ impl Core {
             capture: OnceLock::new(),
             starting_capture: Mutex::default(),
             traffic: Traffic::default(),
+            opener: Arc::new(Opener::current()),
         };
         if let Some(path) = &options.capture {
             core.start_capture(path)?;

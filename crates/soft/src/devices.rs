@@ -10,17 +10,18 @@ use secure_rdma_rdma::{
 };
 
 use crate::NAME;
-use crate::core::{Core, Owner, lock};
+use crate::core::{Owner, lock};
 use crate::device::SoftDevice;
 use crate::interfaces;
 use crate::limits::limits;
 use crate::options::SoftOptions;
+use crate::socket::Opener;
 
 /// The number of the one port.
 pub(crate) const PORT: u8 = 1;
 
-/// The device of the process, and what of it lives on until its sockets are closed.
-static OPEN: Mutex<(Weak<Owner>, Weak<Core>)> = Mutex::new((Weak::new(), Weak::new()));
+/// The device of the process, and what is left of it when all its sockets are closed.
+static OPEN: Mutex<(Weak<Owner>, Weak<Opener>)> = Mutex::new((Weak::new(), Weak::new()));
 
 /// Held by whoever opens it, and not by who only looks.
 static OPENING: Mutex<()> = Mutex::new(());
@@ -40,21 +41,23 @@ impl SoftDevices {
     /// [`ErrorCode::DeviceOpen`] when there are no sockets, [`ErrorCode::Entropy`].
     pub fn open_soft() -> Result<Arc<SoftDevice>> {
         let _opening = lock(&OPENING);
-        let (open, core) = lock(&OPEN).clone();
-        if let Some(owner) = open.upgrade().filter(|owner| owner.check().is_ok()) {
-            return Ok(Arc::new(SoftDevice::of(owner)));
+        let (open, last) = lock(&OPEN).clone();
+        match open.upgrade() {
+            Some(owner) if owner.check().is_ok() => return Ok(Arc::new(SoftDevice::of(owner))),
+            // It has failed, or is our parent's: whoever holds it may do so for long.
+            Some(_) => {}
+            None => wait_until_closed(&last),
         }
-        wait_until_closed(&core);
         let device = SoftDevice::open(&SoftOptions::default())?;
-        *lock(&OPEN) = (Arc::downgrade(device.owner()), Arc::downgrade(&device.owner().core()));
+        *lock(&OPEN) = (Arc::downgrade(device.owner()), Arc::downgrade(&device.owner().opener));
         Ok(device)
     }
 }
 
-/// Waits until a device that is closing has closed its sockets.
-fn wait_until_closed(core: &Weak<Core>) {
+/// Waits until a device that is closing has closed its sockets. In a forked child that is the parent's to do.
+fn wait_until_closed(last: &Weak<Opener>) {
     let began = Instant::now();
-    while began.elapsed() < CLOSES && core.upgrade().is_some_and(|core| core.is_closing()) {
+    while began.elapsed() < CLOSES && last.upgrade().is_some_and(|opener| opener.is_current()) {
         std::thread::sleep(Duration::from_millis(1));
     }
 }
