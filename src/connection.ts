@@ -1,47 +1,32 @@
 import type { Duplex } from 'node:stream'
 import type { ReadableStream, WritableStream } from 'node:stream/web'
-import { inspect, types, type InspectOptions } from 'node:util'
+import { inspect, type InspectOptions } from 'node:util'
 import type { NativeClosed, NativeConnection, NativeError } from '#binding'
 import { abortError, signalOf } from './abort.js'
-import { Arrivals } from './arrivals.js'
-import { createBatch, type Batch, type BatchOutcomes } from './batch.js'
-import { Claim, locked } from './claims.js'
-import type { Commands, OperationOptions, WriteOptions } from './commands.js'
+import { createBatch, type Batch } from './batch.js'
+import { Claim } from './claims.js'
+import type { OperationOptions, WriteOptions } from './commands.js'
 import type { Closed, ConnectionStats, MessageBytes, ReceiveBatchOptions, SignalOptions } from './connection-types.js'
 import { DataPlane } from './data-plane.js'
-import { checkDuplex, ConnectionDuplex, type DuplexOptions } from './duplex.js'
-import { RdmaError } from './errors.js'
+import type { DuplexOptions } from './duplex.js'
+import { Ending } from './ending.js'
 import { forget, Hold, reassign } from './events.js'
-import { Inbox } from './inbox.js'
 import { Messages } from './messages.js'
-import { toRdmaError, unwrap } from './native.js'
 import { look, OVER } from './news.js'
+import { Operations } from './operations.js'
 import { Pack } from './pack.js'
 import { toPeer, type Peer } from './peer.js'
-import { localRange, within, type LocalBytes } from './region.js'
-import { accessBits, createRemote, type PublishOptions, type RemoteBytes, type RemoteRegion } from './remote.js'
+import { toPublish } from './publishing.js'
+import { Receiver } from './receiver.js'
+import type { LocalBytes } from './region.js'
+import { createRemote, type PublishOptions, type RemoteBytes, type RemoteRegion } from './remote.js'
 import { toDevice, toHandshake, type ConnectionDevice, type Handshake } from './report.js'
-import type { StreamPort } from './stream-port.js'
-import { isTraced, traced, traces, type OperationTrace } from './tracing.js'
-import { argumentTypeError, members, messageBytes, plainLength, text, whole, type Checks } from './validate.js'
-import { defer } from './waiting.js'
-import { WebStreams } from './web-streams.js'
+import { Streams } from './streams.js'
+import { isTraced, traced, tracedReceive, traces } from './tracing.js'
+import { argumentTypeError, messageBytes, plainLength, text, whole } from './validate.js'
 
 /** Messages that a batch holds at the most, unless it is told otherwise. */
 const BATCH = 256
-
-/** What {@link PublishOptions} become. */
-interface Published {
-  access: number
-  offset: number
-  length: number
-}
-
-const publishOptions: Checks<Published> = {
-  access: accessBits,
-  offset: whole(0, Number.MAX_SAFE_INTEGER, 'bytes'),
-  length: whole(1, Number.MAX_SAFE_INTEGER, 'bytes'),
-}
 
 /** What the constructor wants to see, so that nobody else constructs. */
 const key = Symbol('secure-rdma')
@@ -60,32 +45,29 @@ export class Connection implements AsyncDisposable {
   readonly #id: number
   readonly #hold: Hold
   readonly #plane: DataPlane
-  readonly #inbox: Inbox
-  readonly #receives: Arrivals<Buffer>
-  readonly #over = defer<Closed>()
-  #outcome: Closed | undefined
-  #destroyedWith: Error | undefined
-  /** Whether everything that was sent had arrived at the end. */
-  #isDelivered = false
-  /** Which stream has the messages that come, and which those that go. Nobody else may then. */
-  readonly #reading = new Claim()
+  readonly #operations: Operations
+  readonly #receiver: Receiver
+  readonly #ending = new Ending()
+  /** Which stream has the messages that go. Nobody else may then. */
   readonly #writing = new Claim()
-  #streams: WebStreams | undefined
+  readonly #streams: Streams
   #peer: Peer | undefined
   #device: ConnectionDevice | undefined
   #handshake: Handshake | undefined
 
   /** Fulfils when the connection is over, and tells how it ended. Never rejects. */
   // A property of its own on purpose: a promise cannot be cloned, and so no structuredClone makes a lifeless copy.
-  readonly closed: Promise<Closed> = this.#over.promise
+  readonly closed: Promise<Closed> = this.#ending.closed
 
   private constructor(shown: symbol, native: NativeConnection, id: number) {
     if (shown !== key) throw new TypeError('Illegal constructor: connect() and server.accept() make connections')
     this.#native = native
-    const failure = (error: NativeError): Error => toRdmaError(error, this.#destroyedWith)
-    this.#plane = new DataPlane(native, (result) => this.#unwrap(result), failure)
-    this.#inbox = new Inbox(native)
-    this.#receives = new Arrivals<Buffer>(() => this.#inbox.next(), failure)
+    const failure = (error: NativeError): Error => this.#ending.failure(error)
+    this.#plane = new DataPlane(native, (result) => this.#ending.unwrap(result), failure)
+    this.#operations = new Operations(this, this.#plane)
+    this.#receiver = new Receiver(native, failure)
+    const parts = { plane: this.#plane, receiver: this.#receiver, ending: this.#ending, writing: this.#writing }
+    this.#streams = new Streams(this, parts)
     this.#hold = new Hold()
     this.#id = id
     reassign(id, {
@@ -164,7 +146,8 @@ export class Connection implements AsyncDisposable {
   receive(options?: SignalOptions): Promise<Buffer | null> {
     try {
       const signal = signalOf(options)
-      return isTraced(traces.receive) ? this.#traceReceive(signal) : this.#receive(signal)
+      if (isTraced(traces.receive)) return tracedReceive(this, () => this.#receiver.receive(signal))
+      return this.#receiver.receive(signal)
     } catch (error) {
       return rejected(error)
     }
@@ -201,13 +184,8 @@ export class Connection implements AsyncDisposable {
   async receiveBatch(options: ReceiveBatchOptions = {}): Promise<Buffer[] | null> {
     const signal = signalOf(options)
     const limit = options.limit === undefined ? BATCH : whole(1, 65_536)(options.limit, 'options.limit')
-    const first = await this.#receive(signal)
-    if (first === null) return null
-    const batch = [first]
-    // Whoever else waits has asked before for what comes now.
-    if (!this.#receives.isAwaited) this.#inbox.fill(batch, limit)
-    this.#receives.count(batch.length - 1)
-    return batch
+    const first = await this.#receiver.receive(signal)
+    return first === null ? null : this.#receiver.batch(first, limit)
   }
 
   /** All messages until the end. Leaving the loop closes nothing: another loop, or `receive()`, goes on from there. */
@@ -231,13 +209,8 @@ export class Connection implements AsyncDisposable {
    */
   async publish(name: string, local: LocalBytes, options: PublishOptions): Promise<void> {
     const given = text(name, 'name')
-    const range = localRange(local, 'local')
-    const checked = members<Published>(options, 'options', publishOptions)
-    if (checked.access === undefined)
-      throw argumentTypeError('options.access', "'read', 'write' or 'atomic'", undefined)
-    const [from, byteLength] = within('local', range.byteLength, checked.offset ?? 0, checked.length)
-    const published = { native: range.native, byteOffset: range.byteOffset + from, byteLength }
-    await this.#plane.publish(given, published, checked.access)
+    const { range, access } = toPublish(local, options)
+    await this.#plane.publish(given, range, access)
   }
 
   /**
@@ -284,8 +257,7 @@ export class Connection implements AsyncDisposable {
     remote: RemoteBytes,
     options: WriteOptions & SignalOptions = {},
   ): Promise<void> {
-    const { signal, rest } = splitSignal(options)
-    await this.#operate('write', remote, signal, (list) => list.write(local, remote, rest))
+    await this.#operations.post('write', remote, options, (list, rest) => list.write(local, remote, rest))
   }
 
   /**
@@ -301,8 +273,7 @@ export class Connection implements AsyncDisposable {
     local: LocalBytes | readonly LocalBytes[],
     options: OperationOptions & SignalOptions = {},
   ): Promise<void> {
-    const { signal, rest } = splitSignal(options)
-    await this.#operate('read', remote, signal, (list) => list.read(remote, local, rest))
+    await this.#operations.post('read', remote, options, (list, rest) => list.read(remote, local, rest))
   }
 
   /**
@@ -319,8 +290,7 @@ export class Connection implements AsyncDisposable {
     desired: bigint,
     options: OperationOptions & SignalOptions = {},
   ): Promise<bigint> {
-    const { signal, rest } = splitSignal(options)
-    return this.#atomic('compareAndSwap', remote, signal, (list) => {
+    return this.#operations.atomic('compareAndSwap', remote, options, (list, rest) => {
       list.compareAndSwap(remote, expected, desired, rest)
     })
   }
@@ -335,8 +305,7 @@ export class Connection implements AsyncDisposable {
     addend: bigint,
     options: OperationOptions & SignalOptions = {},
   ): Promise<bigint> {
-    const { signal, rest } = splitSignal(options)
-    return this.#atomic('fetchAndAdd', remote, signal, (list) => {
+    return this.#operations.atomic('fetchAndAdd', remote, options, (list, rest) => {
       list.fetchAndAdd(remote, addend, rest)
     })
   }
@@ -345,8 +314,7 @@ export class Connection implements AsyncDisposable {
   batch(): Batch {
     return createBatch((commands, signal) => {
       if (commands.hasMessages) this.#writing.refuse('send() of a batch')
-      const work = (): Promise<BatchOutcomes> => this.#plane.post(commands, signal)
-      return this.#traced({ operation: 'batch' }, work)
+      return this.#operations.batch(commands, signal)
     })
   }
 
@@ -383,23 +351,14 @@ export class Connection implements AsyncDisposable {
    * `ERR_RDMA_CLOSED` when the peer closed it before everything had arrived
    */
   async close(): Promise<void> {
-    const wasOver = this.#outcome !== undefined
+    const wasOver = this.#ending.outcome !== undefined
     if (!wasOver) {
       this.#plane.last(() => {
         this.#native.close()
         this.#news()
       })
     }
-    const { reason, error } = await this.closed
-    const isOrderly = reason === 'closed' || reason === 'peerClosed'
-    if (wasOver ? this.#isDelivered || reason === 'destroyed' : this.#isDelivered && isOrderly) return
-    if (error) throw error
-    if (isOrderly)
-      throw new RdmaError(
-        'ERR_RDMA_CLOSED',
-        'the peer closed the connection before everything that was sent had arrived',
-      )
-    throw new RdmaError('ERR_RDMA_DESTROYED', 'the connection was destroyed before it was closed')
+    this.#ending.requireClosed(await this.closed, wasOver)
   }
 
   /**
@@ -407,11 +366,11 @@ export class Connection implements AsyncDisposable {
    * no Error becomes the `cause` of one, `ERR_RDMA_DESTROYED`: an end must not fail for want of a reason.
    */
   destroy(error?: Error): void {
-    if (this.#outcome) return
+    if (this.#ending.outcome) return
     this.#plane.flush()
     this.#native.destroy()
     // What had failed before has a cause of its own.
-    if (this.#native.closed()?.reason === 'destroyed') this.#destroyedWith = reasonOf(error)
+    if (this.#native.closed()?.reason === 'destroyed') this.#ending.destroyedWith(error)
     this.#news()
   }
 
@@ -433,13 +392,7 @@ export class Connection implements AsyncDisposable {
    * @throws {TypeError | RangeError} for an option that is unknown or cannot be
    */
   toDuplex(options: DuplexOptions = {}): Duplex {
-    const checked = checkDuplex(options)
-    if (this.#receives.isAwaited) throw locked('toDuplex()', 'receive() calls wait for messages')
-    this.#reading.refuse('toDuplex()')
-    this.#writing.refuse('toDuplex()')
-    this.#reading.take('toDuplex()')
-    this.#writing.take('toDuplex()')
-    return new ConnectionDuplex(this.#port('toDuplex()', 'toDuplex()'), checked)
+    return this.#streams.duplex(options)
   }
 
   /**
@@ -449,7 +402,7 @@ export class Connection implements AsyncDisposable {
    * to their ends, the connection is closed.
    */
   get readable(): ReadableStream<Uint8Array> {
-    return this.#webStreams.readable
+    return this.#streams.web.readable
   }
 
   /**
@@ -459,7 +412,7 @@ export class Connection implements AsyncDisposable {
    * connection.
    */
   get writable(): WritableStream<MessageBytes> {
-    return this.#webStreams.writable
+    return this.#streams.web.writable
   }
 
   /** Keeps the program running while the connection is open. That is the default. */
@@ -478,7 +431,7 @@ export class Connection implements AsyncDisposable {
   stats(): ConnectionStats {
     this.#plane.flush()
     const stats = this.#native.stats()
-    const { ready, readyBytes } = this.#inbox
+    const { ready, readyBytes } = this.#receiver
     return { ...stats, messagesReady: stats.messagesReady + ready, bytesReady: stats.bytesReady + readyBytes }
   }
 
@@ -496,7 +449,7 @@ export class Connection implements AsyncDisposable {
       device: this.device.name,
       role,
       pathMtu,
-      state: this.#outcome?.reason ?? 'open',
+      state: this.#ending.outcome?.reason ?? 'open',
     }
     return `Connection ${inspect(shown, { ...options, depth })}`
   }
@@ -507,126 +460,26 @@ export class Connection implements AsyncDisposable {
     return this.#plane.send(bytes, length, signal)
   }
 
-  #receive(signal: AbortSignal | undefined): Promise<Buffer | null> {
-    if (signal?.aborted) throw abortError(signal)
-    this.#reading.refuse('receive()')
-    return this.#receives.next(signal)
-  }
-
-  async #atomic(
-    operation: 'compareAndSwap' | 'fetchAndAdd',
-    remote: RemoteBytes,
-    signal: AbortSignal | undefined,
-    add: (list: Commands) => void,
-  ): Promise<bigint> {
-    const [before] = await this.#operate(operation, remote, signal, (list) => {
-      add(list)
-      return 8
-    })
-    if (before === undefined) throw new RdmaError('ERR_RDMA_INTERNAL', 'an atomic came back without a value')
-    return before
-  }
-
-  /** Posts one operation. `add` puts it into a list, and gives its length in bytes. */
-  async #operate(
-    operation: Exclude<OperationTrace['operation'], 'batch'>,
-    remote: RemoteBytes,
-    signal: AbortSignal | undefined,
-    add: (list: Commands) => number,
-  ): Promise<BatchOutcomes> {
-    if (signal?.aborted) throw abortError(signal)
-    const list = this.#plane.list()
-    const byteLength = add(list)
-    const region = 'region' in remote ? remote.region.name : remote.name
-    return this.#traced({ operation, region, byteLength }, () => this.#plane.post(list, signal))
-  }
-
-  #traced(
-    trace: Omit<OperationTrace, 'connection' | 'error'>,
-    work: () => Promise<BatchOutcomes>,
-  ): Promise<BatchOutcomes> {
-    if (!isTraced(traces.operation)) return work()
-    return traced(traces.operation, { connection: this, ...trace }, work)
-  }
-
-  #traceReceive(signal: AbortSignal | undefined): Promise<Buffer | null> {
-    const trace: { connection: Connection; byteLength?: number | null } = { connection: this }
-    return traced(traces.receive, trace, async () => {
-      const message = await this.#receive(signal)
-      trace.byteLength = message?.length ?? null
-      return message
-    })
-  }
-
-  get #webStreams(): WebStreams {
-    return (this.#streams ??= new WebStreams(this.#port('readable', 'writable')))
-  }
-
-  #port(reader: string, writer: string): StreamPort {
-    return {
-      claimReading: () => {
-        this.#reading.take(reader)
-      },
-      claimWriting: () => {
-        this.#writing.take(writer)
-      },
-      receive: () => this.#receives.next(undefined),
-      post: (message) => this.#plane.sendNow(message),
-      end: async () => this.#plane.end(),
-      close: () => this.close(),
-      destroy: (error) => {
-        this.destroy(error)
-      },
-      outcome: () => this.#outcome,
-      closed: this.closed,
-      maxMessage: this.handshake.peerTerms.maxMessageSize,
-    }
-  }
-
-  /** Throws what native code gave as an error, with what the user destroyed the connection with. */
-  #unwrap<T>(result: T | NativeError): T {
-    return unwrap(result, this.#destroyedWith)
-  }
-
   /** What has arrived before the end is given out before the end is told: both are of one moment. */
   #news(news = look(this.#native)): void {
-    this.#inbox.add(news.messages)
+    this.#receiver.add(news.messages)
     this.#plane.news(news)
-    this.#receives.serve()
-    if ((news.flags & OVER) === 0 || this.#outcome) return
+    this.#receiver.serve()
+    if ((news.flags & OVER) === 0 || this.#ending.outcome) return
     const closed = this.#native.closed()
     if (closed) this.#finish(closed)
   }
 
   #finish(closed: NativeClosed): void {
-    const native = closed.error && toRdmaError(closed.error, this.#destroyedWith)
-    const error = closed.reason === 'destroyed' ? this.#destroyedWith : native
-    this.#outcome = { reason: closed.reason as Closed['reason'], ...(error && { error }) }
-    this.#isDelivered = closed.delivered
+    const unsent = this.#ending.come(closed)
     forget(this.#id)
     this.#hold.release()
     // All that was acknowledged has been settled: the rest never will be.
-    const unsent =
-      native ?? new RdmaError('ERR_RDMA_CLOSED', "the connection was closed before the peer's device had the message")
     this.#plane.fail(unsent)
-    this.#over.resolve(this.#outcome)
+    this.#ending.tell()
   }
-}
-
-/** The signal, and what is told beside it. */
-function splitSignal(options: SignalOptions): { signal: AbortSignal | undefined; rest: unknown } {
-  const signal = signalOf(options)
-  // An object that is not plain is refused by what comes next, as it is.
-  if (signal === undefined || Object.getPrototypeOf(options) !== Object.prototype) return { signal, rest: options }
-  return { signal, rest: { ...options, signal: undefined } }
 }
 
 function rejected(error: unknown): Promise<never> {
   return Promise.reject(error)
-}
-
-function reasonOf(value: unknown): Error | undefined {
-  if (value === undefined || value === null) return undefined
-  if (value instanceof Error || types.isNativeError(value)) return value
-  return new RdmaError('ERR_RDMA_DESTROYED', 'the connection was destroyed with what is no Error', { cause: value })
 }

@@ -86,3 +86,13 @@ export function traced<T>(channel: Channel, trace: object, work: () => Promise<T
   // Typed as unable to tell what it gives; it gives what `work` does.
   return channel.tracePromise<undefined, []>(work, trace)
 }
+
+/** The same for a `receive()`, with the length of what it gives. */
+export function tracedReceive(connection: Connection, receive: () => Promise<Buffer | null>): Promise<Buffer | null> {
+  const trace: ReceiveTrace = { connection }
+  return traced(traces.receive, trace, async () => {
+    const message = await receive()
+    trace.byteLength = message?.length ?? null
+    return message
+  })
+}
