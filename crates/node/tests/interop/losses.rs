@@ -29,7 +29,7 @@ const SHORT: usize = 100;
 const LONG: usize = 2500;
 
 /// The packets of which one is lost, by opcode: those that the request is made of, and those that answer it.
-const CASES: [(Kind, usize, &[Opcode], &[Opcode]); 12] = [
+const CASES: [(Kind, usize, &[Opcode], &[Opcode]); 14] = [
     (Kind::Send, SHORT, &[Opcode::SendOnly], &[Opcode::Acknowledge]),
     (Kind::Send, LONG, &[Opcode::SendFirst, Opcode::SendMiddle, Opcode::SendLast], &[Opcode::Acknowledge]),
     (Kind::SendImmediate, SHORT, &[Opcode::SendOnlyWithImmediate], &[Opcode::Acknowledge]),
@@ -43,6 +43,8 @@ const CASES: [(Kind, usize, &[Opcode], &[Opcode]); 12] = [
     ),
     (Kind::WriteImmediate, SHORT, &[Opcode::WriteOnlyWithImmediate], &[Opcode::Acknowledge]),
     (Kind::WriteImmediate, LONG, &[Opcode::WriteLastWithImmediate], &[]),
+    (Kind::Write, 0, &[Opcode::WriteOnly], &[Opcode::Acknowledge]),
+    (Kind::Read, 0, &[Opcode::ReadRequest], &[Opcode::ReadResponseOnly]),
     (Kind::Read, SHORT, &[Opcode::ReadRequest], &[Opcode::ReadResponseOnly]),
     (
         Kind::Read,

@@ -113,7 +113,8 @@ impl QueuePair {
             if self.requester.oldest >= count || work.is_local() {
                 break;
             }
-            if work.is_answered() {
+            // An answer without bytes has nothing that an acknowledgement of what is behind it has not.
+            if work.is_answered() && !work.asks_for_nothing() {
                 unanswered = true;
                 break;
             }

@@ -32,6 +32,8 @@ pub(super) struct Requester {
     pub(super) next: u64,
     /// Where `next` is: the index of a work, and a packet within it.
     pub(super) cursor: (usize, u32),
+    /// The PSN at which a READ has been sent again with its key, and now goes without.
+    pub(super) named: Option<u64>,
     /// READs and atomics on the wire, as the ranges of PSNs that were asked for.
     pub(super) reads: VecDeque<(u64, u64)>,
     pub(super) limits: Limits,
@@ -76,6 +78,7 @@ impl Requester {
             newest: 0,
             next: 0,
             cursor: (0, 0),
+            named: None,
             reads: VecDeque::new(),
             limits: Limits::default(),
             window: CongestionWindow::new(config.initial_window, config.max_window),
@@ -115,7 +118,7 @@ impl Requester {
     /// Whether a turn to send may bring something, with `places` in the peer's receive buffer.
     pub(super) fn wants_to_send(&self, state: QpState, mtu: usize, places: u64) -> bool {
         let Some(work) = self.works.get(self.cursor.0) else { return false };
-        let open = u64::from(self.window.size()).saturating_sub(self.in_flight());
+        let open = self.window_size().saturating_sub(self.in_flight());
         matches!(state, QpState::Rts | QpState::Sqd)
             && self.clock.rnr_until.is_none()
             && open > 0
@@ -129,6 +132,13 @@ impl Requester {
 
     pub(super) fn in_flight(&self) -> u64 {
         self.next.saturating_sub(self.oldest)
+    }
+
+    /// How many PSNs may be outstanding: behind a READ of no bytes one more, since the acknowledgement of that does for both.
+    fn window_size(&self) -> u64 {
+        let size = u64::from(self.window.size());
+        let asks_for_nothing = self.works.front().is_some_and(Work::asks_for_nothing);
+        if asks_for_nothing { size.max(2) } else { size }
     }
 
     /// Whether `work`, at which the cursor stands, may be sent now, as far as its predecessors and the state decide.
@@ -169,6 +179,16 @@ impl Requester {
         self.next < self.charged_to
     }
 
+    /// Whether `work`, which has gone again, goes once more without its key: a READ of no bytes, with nothing behind it.
+    ///
+    /// No key of it is looked at (IBTA C9-88), but rxe drops a READ that comes again with another key than it has kept: Linux
+    /// 6.1 what it named, 6.12 none. Of both copies either answers one. Where something is behind, the acknowledgement of that
+    /// will do, and 6.12 refuses what comes without a key.
+    fn goes_without_key(&self, work: &Work) -> bool {
+        let last = self.next < self.newest && self.next.saturating_add(1) == self.newest;
+        last && work.asks_for_nothing() && self.named != Some(self.next)
+    }
+
     /// Moves the cursor past `packets` PSNs.
     pub(super) fn step(&mut self, packets: u64) {
         self.next = self.next.saturating_add(packets);
@@ -182,6 +202,7 @@ impl Requester {
     /// Sends everything from the oldest PSN that is not acknowledged again: go-back-N (IBTA 9.7.5.1.1).
     pub(super) fn go_back(&mut self, shared: &mut Shared) {
         self.next = self.oldest;
+        self.named = None;
         let first = self.works.front().map_or(self.oldest, |work| work.first);
         self.cursor = (0, u32::try_from(self.oldest.saturating_sub(first)).unwrap_or(u32::MAX));
         self.unasked = 0;
@@ -244,7 +265,7 @@ impl QueuePair {
                 break;
             }
             let over = shared.config.planted(Defect::WindowOffByOne);
-            let window = u64::from(requester.window.size()) + u64::from(over);
+            let window = requester.window_size() + u64::from(over);
             let in_flight = requester.in_flight();
             if !requester.may_begin(work, self.state) || in_flight >= window {
                 break;
@@ -254,6 +275,7 @@ impl QueuePair {
                 break;
             }
             let again = requester.next < requester.newest;
+            let once_more = requester.goes_without_key(work);
             let depth = requester.limits.max_rd_atomic;
             let part = Part::next(requester, work, flows.mtu, window - in_flight, depth, room.1);
             let length = part.packet_length(work);
@@ -306,8 +328,12 @@ impl QueuePair {
             {
                 shared.retired.slices(std::mem::take(&mut work.request.local));
             }
-            requester.step(part.packets);
-            requester.charged_to = requester.charged_to.max(requester.next);
+            requester.charged_to = requester.charged_to.max(requester.next.saturating_add(part.packets));
+            if once_more {
+                requester.named = Some(requester.next);
+            } else {
+                requester.step(part.packets);
+            }
         }
         shared.budgets.take(peer, requester.charged.0 - charged.0);
         shared.budgets.take(BudgetId::Own, requester.charged.1 - charged.1);

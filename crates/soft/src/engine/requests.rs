@@ -19,6 +19,8 @@ pub(super) struct Part {
     pub(super) bytes: usize,
     /// Bytes that it asks for.
     asked: u32,
+    /// Whether it names no key.
+    keyless: bool,
     /// PSNs that it takes.
     pub(super) packets: u64,
     /// Whether it ends a message, or is answered in its own way.
@@ -45,6 +47,7 @@ impl Part {
             offset,
             bytes: 0,
             asked: 0,
+            keyless: false,
             packets: 1,
             ends,
             charge: (requester.charge(work, 1, 0), 0),
@@ -55,7 +58,8 @@ impl Part {
                 let asked = work.bytes(packet, packet.saturating_add(packets), mtu);
                 let asked = u32::try_from(asked).unwrap_or(u32::MAX);
                 let charge = (0, requester.charge(work, packets, u64::from(asked)));
-                Self { asked, packets, charge, ..one(Opcode::ReadRequest, true) }
+                let keyless = requester.named == Some(requester.next);
+                Self { asked, keyless, packets, charge, ..one(Opcode::ReadRequest, true) }
             }
             SendOperation::CompareSwap { .. } => one(Opcode::CompareSwap, true),
             SendOperation::FetchAdd { .. } => one(Opcode::FetchAdd, true),
@@ -98,7 +102,7 @@ impl Part {
     fn extension(&self, work: &Work) -> Extension {
         let reth = |remote: &RemoteSlice, dma_length| Reth {
             virtual_address: remote.address.wrapping_add(self.offset),
-            rkey: PacketKey::new(remote.rkey.expose()),
+            rkey: PacketKey::new(if self.keyless { 0 } else { remote.rkey.expose() }),
             dma_length,
         };
         let with_immediate = |immediate: &Option<u32>| ImmDt { value: immediate.unwrap_or_default() };

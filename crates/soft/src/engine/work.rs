@@ -37,6 +37,11 @@ impl Work {
         matches!(self.request.operation, SendOperation::Read { .. })
     }
 
+    /// A READ of no bytes.
+    pub(super) fn asks_for_nothing(&self) -> bool {
+        self.is_read() && self.length == 0
+    }
+
     pub(super) fn is_atomic(&self) -> bool {
         matches!(self.request.operation, SendOperation::CompareSwap { .. } | SendOperation::FetchAdd { .. })
     }

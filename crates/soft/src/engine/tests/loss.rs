@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use secure_rdma_rdma::{Entropy, PathMtu, SendOperation};
-use secure_rdma_roce::Opcode;
+use secure_rdma_roce::{Extension, Headers, Opcode};
 
 use crate::engine::Config;
 
@@ -366,4 +366,41 @@ fn a_second_nak_comes_behind_an_ack_of_what_has_come_since_the_first() {
         let told: Vec<_> = pair.log.iter().filter(|sent| sent.from == 1).map(|sent| sent.syndrome).collect();
         assert_eq!(told, answers, "{receive_buffer:?}");
     }
+}
+
+/// Of a repeated READ of no bytes rxe of Linux 6.12 answers the copy without a key, that of 6.1 the one with it. Behind it
+/// another request tells as much.
+#[test]
+fn a_read_of_no_bytes_that_is_sent_again_goes_with_its_key_and_without() {
+    let named = |length, followed: bool| {
+        let mut pair = Pair::new();
+        let back = pair.sides[0].region(64, ALL);
+        let far = pair.sides[1].region(64, ALL);
+        let read = pair.send(0, SendOperation::Read { remote: remote(&far, 0) }, &[(&back, 0, length)]);
+        let send = followed.then(|| {
+            pair.receive(1, &far, 0, 64);
+            pair.send(0, SendOperation::Send { immediate: None }, &[(&back, 0, 8)])
+        });
+        let names = |headers: &Headers| match headers.extension {
+            Extension::Reth(reth) if reth.rkey.expose() == far.rkey().expose() => Some(true),
+            Extension::Reth(reth) if reth.rkey.expose() == 0 => Some(false),
+            Extension::None => None,
+            _ => panic!("{headers}"),
+        };
+        let mut named = Vec::new();
+        for _ in 0..3 {
+            named.push(pair.take(0).iter().filter_map(names).collect::<Vec<_>>());
+            assert!(pair.wait(Duration::from_secs(1)));
+        }
+        // Its answers are lost: what is acknowledged behind it completes it, where it has no bytes.
+        pair.filter = Box::new(|sent| match sent.opcode {
+            Opcode::ReadResponseOnly => Fate::Drop,
+            _ => Fate::Pass,
+        });
+        pair.run();
+        (named, pair.sides[0].statuses() == send.map_or(vec![(read, 12)], |send| vec![(read, 0), (send, 0)]))
+    };
+    assert_eq!(named(0, false), (vec![vec![true], vec![true, false], vec![true, false]], true));
+    assert_eq!(named(0, true), (vec![vec![true]; 3], true));
+    assert_eq!(named(1, false), (vec![vec![true]; 3], true));
 }

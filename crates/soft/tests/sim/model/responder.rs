@@ -4,7 +4,9 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use secure_rdma_rdma::{Access, Completion, CompletionKind, QpAttr, ReceiveRequest};
-use secure_rdma_roce::{Aeth, AtomicAckEth, Extension, NakCode, Opcode, Packet, Reth, RnrTimer, Syndrome};
+use secure_rdma_roce::{
+    Aeth, AtomicAckEth, Extension, NakCode, Opcode, Packet, PacketKey, Reth, RnrTimer, Syndrome,
+};
 
 use super::super::random::psn;
 use super::{Connection, Habits, Outbox, Registered, completion, header, scatter};
@@ -122,7 +124,7 @@ impl Responder {
                 if opcode == Opcode::ReadRequest || opcode.is_atomic() {
                     self.delayed = None;
                     self.deadline = None;
-                    self.replay(habits, connection, regions, out, number, packet.reth())
+                    self.replay(habits, connection, regions, out, number, None)
                 } else {
                     self.acknowledgeable = Some(number);
                     if packet.bth().ack_request && habits == Habits::Rxe {
@@ -175,7 +177,7 @@ impl Responder {
         self.replay(habits, connection, regions, out, packet.psn().expose(), packet.reth())
     }
 
-    /// Answers a READ or atomic, the first time or again. True: the queue pair has failed.
+    /// Answers a READ or atomic, the first time or `again`, where that is for a READ. True: the queue pair has failed.
     fn replay(
         &self,
         habits: Habits,
@@ -183,7 +185,7 @@ impl Responder {
         regions: &HashMap<u32, Registered>,
         out: &mut Outbox,
         number: u32,
-        asked: Option<Reth>,
+        again: Option<Reth>,
     ) -> bool {
         let ack = Aeth { syndrome: Syndrome::from_byte(0x1F), msn: self.msn };
         let within = |first: u32, count: u32| {
@@ -209,8 +211,11 @@ impl Responder {
             Served::Read(reth) => {
                 let index = psn::minus(number, *first).cast_unsigned();
                 let skipped = index as usize * connection.path_mtu;
-                if asked.is_none_or(|asked| {
-                    asked.rkey != reth.rkey
+                // rxe keeps 0 as the key of what has no bytes, and looks that up behind what has some (Linux 6.12).
+                let keeps_none = habits == Habits::Rxe && reth.dma_length == 0;
+                let kept = if keeps_none { PacketKey::new(0) } else { reth.rkey };
+                if again.is_some_and(|asked| {
+                    asked.rkey != kept
                         || asked.virtual_address != reth.virtual_address + skipped as u64
                         || asked.dma_length as usize + skipped != reth.dma_length as usize
                 }) {

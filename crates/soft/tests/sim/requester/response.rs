@@ -106,7 +106,9 @@ impl Requester {
             if covered <= 0 {
                 break;
             }
-            if posted.kind.has_response() {
+            // An engine needs no answer without bytes.
+            let needless = self.terms.punctual && posted.length == 0 && !posted.kind.is_atomic();
+            if posted.kind.has_response() && !needless {
                 self.oldest = psn::add(posted.first, posted.placed);
                 break;
             }
