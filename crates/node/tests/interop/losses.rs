@@ -232,5 +232,19 @@ fn a_lost_packet_and_its_lost_nak_are_recovered_each_way() {
     });
 }
 
+/// Nothing but what is sent again tells that a READ of no bytes was answered, where the acknowledgement behind it is lost too.
+#[test]
+#[ignore = "needs an rxe device and the namespace of peer.sh"]
+fn a_lost_answer_without_bytes_and_the_lost_ack_behind_it_are_recovered_each_way() {
+    each_way(|asker_is_soft, way| {
+        way.widen();
+        let lost = [Opcode::ReadResponseOnly, Opcode::Acknowledge];
+        let filter =
+            Filter::first_of(&lost.map(|opcode| Packet { to_soft: asker_is_soft, opcode, syndrome: None }));
+        way.message(Kind::Read, 0, true, 5);
+        assert_eq!(filter.met(asker_is_soft), [1, 1]);
+    });
+}
+
 /// The syndrome of a NAK for a PSN sequence error.
 const SEQUENCE_ERROR: u8 = 0x60;

@@ -134,11 +134,13 @@ impl Requester {
         self.next.saturating_sub(self.oldest)
     }
 
-    /// How many PSNs may be outstanding: behind a READ of no bytes one more, since the acknowledgement of that does for both.
+    /// How many PSNs may be outstanding: one more than there are READs of no bytes first, since the acknowledgement of what is
+    /// behind them does for all.
     fn window_size(&self) -> u64 {
-        let size = u64::from(self.window.size());
-        let asks_for_nothing = self.works.front().is_some_and(Work::asks_for_nothing);
-        if asks_for_nothing { size.max(2) } else { size }
+        let first = self.works.iter().take(usize::from(self.limits.max_rd_atomic));
+        let needless = first.take_while(|work| work.asks_for_nothing()).count() as u64;
+        let least = if needless > 0 { (needless + 1).min(u64::from(self.window.most())) } else { 0 };
+        u64::from(self.window.size()).max(least)
     }
 
     /// Whether `work`, at which the cursor stands, may be sent now, as far as its predecessors and the state decide.
@@ -183,7 +185,8 @@ impl Requester {
     ///
     /// No key of it is looked at (IBTA C9-88), but rxe drops a READ that comes again with another key than it has kept: Linux
     /// 6.1 what it named, 6.12 none. Of both copies either answers one. Where something is behind, the acknowledgement of that
-    /// will do, and 6.12 refuses what comes without a key.
+    /// will do, and 6.12 refuses what comes without a key. The one with it goes first: 6.1 refuses to answer twice what it has
+    /// first had without.
     fn goes_without_key(&self, work: &Work) -> bool {
         let last = self.next < self.newest && self.next.saturating_add(1) == self.newest;
         last && work.asks_for_nothing() && self.named != Some(self.next)

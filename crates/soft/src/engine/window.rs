@@ -35,6 +35,11 @@ impl CongestionWindow {
         self.size
     }
 
+    /// What it never grows beyond.
+    pub(super) fn most(&self) -> u32 {
+        self.most
+    }
+
     pub(super) fn on_acknowledged(&mut self, packets: u64) {
         if self.size == self.most {
             return;

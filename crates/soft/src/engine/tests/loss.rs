@@ -372,11 +372,12 @@ fn a_second_nak_comes_behind_an_ack_of_what_has_come_since_the_first() {
 /// another request tells as much.
 #[test]
 fn a_read_of_no_bytes_that_is_sent_again_goes_with_its_key_and_without() {
-    let named = |length, followed: bool| {
+    let named = |reads: usize, length, followed: bool| {
         let mut pair = Pair::new();
         let back = pair.sides[0].region(64, ALL);
         let far = pair.sides[1].region(64, ALL);
-        let read = pair.send(0, SendOperation::Read { remote: remote(&far, 0) }, &[(&back, 0, length)]);
+        let read = SendOperation::Read { remote: remote(&far, 0) };
+        let mut ids: Vec<_> = (0..reads).map(|_| pair.send(0, read.clone(), &[(&back, 0, length)])).collect();
         let send = followed.then(|| {
             pair.receive(1, &far, 0, 64);
             pair.send(0, SendOperation::Send { immediate: None }, &[(&back, 0, 8)])
@@ -398,9 +399,14 @@ fn a_read_of_no_bytes_that_is_sent_again_goes_with_its_key_and_without() {
             _ => Fate::Pass,
         });
         pair.run();
-        (named, pair.sides[0].statuses() == send.map_or(vec![(read, 12)], |send| vec![(read, 0), (send, 0)]))
+        // 12: IBV_WC_RETRY_EXC_ERR.
+        let status = if followed { 0 } else { 12 };
+        ids.extend(send);
+        let expected: Vec<_> = ids.into_iter().map(|id| (id, status)).collect();
+        (named, pair.sides[0].statuses() == expected)
     };
-    assert_eq!(named(0, false), (vec![vec![true], vec![true, false], vec![true, false]], true));
-    assert_eq!(named(0, true), (vec![vec![true]; 3], true));
-    assert_eq!(named(1, false), (vec![vec![true]; 3], true));
+    assert_eq!(named(1, 0, false), (vec![vec![true], vec![true, false], vec![true, false]], true));
+    assert_eq!(named(1, 0, true), (vec![vec![true]; 3], true));
+    assert_eq!(named(3, 0, true), (vec![vec![true; 3]; 3], true));
+    assert_eq!(named(1, 1, false), (vec![vec![true]; 3], true));
 }

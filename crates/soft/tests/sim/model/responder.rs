@@ -211,7 +211,7 @@ impl Responder {
             Served::Read(reth) => {
                 let index = psn::minus(number, *first).cast_unsigned();
                 let skipped = index as usize * connection.path_mtu;
-                // rxe keeps 0 as the key of what has no bytes, and looks that up behind what has some (Linux 6.12).
+                // rxe keeps 0 as the key of what has no bytes (Linux 6.12).
                 let keeps_none = habits == Habits::Rxe && reth.dma_length == 0;
                 let kept = if keeps_none { PacketKey::new(0) } else { reth.rkey };
                 if again.is_some_and(|asked| {

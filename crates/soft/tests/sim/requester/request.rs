@@ -119,8 +119,9 @@ impl Requester {
                 // A long one may be asked for in parts.
                 let whole =
                     asked == left || asked < left && asked > 0 && asked.is_multiple_of(self.terms.path_mtu);
-                // What has no bytes may name none.
-                let keyless = posted.length == 0 && reth.rkey.expose() == 0;
+                // What has no bytes and is last may name none when it goes again.
+                let last_again = psn::add(packet.psn().expose(), 1) == self.newest;
+                let keyless = posted.length == 0 && last_again && reth.rkey.expose() == 0;
                 let rkey = if keyless { 0 } else { rkey };
                 if (reth.virtual_address, reth.rkey.expose()) != (address.wrapping_add(offset as u64), rkey)
                     || !whole
