@@ -181,7 +181,8 @@ impl Requester {
         self.next < self.charged_to
     }
 
-    /// Whether `work`, which has gone again, goes once more without its key: a READ of no bytes, with nothing behind it.
+    /// Whether `work`, at which the cursor stands, goes once more without its key: a READ of no bytes that goes again, with
+    /// nothing behind it.
     ///
     /// No key of it is looked at (IBTA C9-88), but rxe drops a READ that comes again with another key than it has kept: Linux
     /// 6.1 what it named, 6.12 none. Of both copies either answers one. Where something is behind, the acknowledgement of that
