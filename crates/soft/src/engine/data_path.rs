@@ -174,6 +174,12 @@ impl Engine {
 
     // -- news -------------------------------------------------------------------------------------------------------
 
+    /// Whether [`Engine::poll_completions`] is likely to have something.
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        self.shared.schedule.has_news()
+    }
+
     /// Appends to `into` all completions of one queue pair, oldest first, and tells whose they are.
     pub fn poll_completions(&mut self, into: &mut Vec<Completion>) -> Option<Qpn> {
         while let Some(qpn) = self.shared.schedule.next_news() {

@@ -6,6 +6,7 @@ use secure_rdma_rdma::Qpn;
 use secure_rdma_roce::{Endpoints, IcrcContext};
 
 use super::packetizer::Batch;
+use super::window::BudgetId;
 
 /// What INIT→RTR needs besides the attributes. The device layer makes it of the address vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,12 +69,22 @@ pub struct Transmit {
     pub length: usize,
 }
 
+impl Transmit {
+    /// How many packets they are.
+    #[must_use]
+    pub fn segments(&self) -> usize {
+        self.length.div_ceil(self.segment_size.max(1))
+    }
+}
+
 /// A queue pair's path in use: the two directions, and how packets are made for them.
 pub(super) struct Flows {
     pub(super) path: Path,
     pub(super) peer: Qpn,
     /// Bytes of payload per packet.
     pub(super) mtu: usize,
+    /// The peer's receive buffer.
+    pub(super) budget: BudgetId,
     /// ICRCs of packets sent.
     pub(super) out: IcrcContext,
     /// ICRCs of packets received, for the UDP ports of the last one.
@@ -84,7 +95,7 @@ impl Flows {
     pub(super) fn new(path: Path, peer: Qpn, mtu: usize) -> Option<Self> {
         let endpoints = endpoints(path.local, path.peer.ip())?;
         let out = IcrcContext::new(endpoints, path.source_port, path.peer.port());
-        Some(Self { path, peer, mtu, out, incoming: None })
+        Some(Self { path, peer, mtu, budget: BudgetId::Unknown, out, incoming: None })
     }
 
     /// The context for a packet received.

@@ -189,8 +189,7 @@ impl QueuePair {
 
     /// The receive buffer that its requests go to.
     pub(super) fn budget(&self) -> Option<BudgetId> {
-        let path = &self.flows.as_ref()?.path;
-        path.receive_buffer.map(|_| BudgetId::Peer(path.peer))
+        self.flows.as_ref().map(|flows| flows.budget)
     }
 
     fn queue_up(&mut self, shared: &mut Shared) {
@@ -198,9 +197,9 @@ impl QueuePair {
             shared.schedule.urgent(self.qpn, &mut self.standing);
         }
         // What is sent again takes no more room, so it waits for none: else what it has taken would stay taken.
-        let waits = self.standing.waiting && !self.requester.repeats();
+        let waits = !self.requester.has_more() || (self.standing.waiting && !self.requester.repeats());
         let wants = |flows: &Flows| {
-            let room = shared.budgets.room(BudgetId::Peer(flows.path.peer));
+            let room = shared.budgets.room(flows.budget);
             let places = self.requester.places(room, shared.budgets.is_crowded(), flows.mtu);
             self.requester.wants_to_send(self.state, flows.mtu, places)
         };

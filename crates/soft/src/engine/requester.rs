@@ -115,6 +115,11 @@ impl Requester {
         self.works.len()
     }
 
+    /// Whether there is a request at the cursor.
+    pub(super) fn has_more(&self) -> bool {
+        self.cursor.0 < self.works.len()
+    }
+
     /// Whether a turn to send may bring something, with `places` in the peer's receive buffer.
     pub(super) fn wants_to_send(&self, state: QpState, mtu: usize, places: u64) -> bool {
         let Some(work) = self.works.get(self.cursor.0) else { return false };
@@ -224,7 +229,7 @@ impl Requester {
     pub(super) fn release(&mut self, shared: &mut Shared, flows: &Flows, (peer, own): (u64, u64)) {
         let (peer, own) = (peer.min(self.charged.0), own.min(self.charged.1));
         self.charged = (self.charged.0 - peer, self.charged.1 - own);
-        for (id, charge) in [(BudgetId::Peer(flows.path.peer), peer), (BudgetId::Own, own)] {
+        for (id, charge) in [(flows.budget, peer), (BudgetId::Own, own)] {
             if charge > 0 {
                 shared.budgets.give_back(id, charge);
             }
@@ -249,7 +254,7 @@ impl QueuePair {
     pub(super) fn send_requests(&mut self, shared: &mut Shared, now: Instant, batch: &mut Batch<'_>) {
         let Some(flows) = &self.flows else { return };
         let requester = &mut self.requester;
-        let peer = BudgetId::Peer(flows.path.peer);
+        let peer = flows.budget;
         let mut room = (shared.budgets.room(peer), shared.budgets.room(BudgetId::Own));
         let charged = requester.charged;
         let mut short_of = None;

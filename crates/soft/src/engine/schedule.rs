@@ -101,6 +101,11 @@ impl Schedule {
         }
     }
 
+    /// Whether anybody has completions.
+    pub(super) fn has_news(&self) -> bool {
+        !self.news.is_empty()
+    }
+
     pub(super) fn next_news(&mut self) -> Option<Qpn> {
         self.news.pop_front()
     }

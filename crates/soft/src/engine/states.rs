@@ -52,12 +52,12 @@ impl QueuePair {
         if path.peer.port() == 0 || path.source_port == 0 || path.hop_limit == 0 {
             return Err(refused("a UDP port or the hop limit is 0"));
         }
-        let Some(flows) = Flows::new(path, peer, mtu) else {
+        let Some(mut flows) = Flows::new(path, peer, mtu) else {
             return Err(refused("the two addresses are of two families"));
         };
         self.leave_path(shared);
         match path.receive_buffer {
-            Some(limit) => shared.budgets.join(path.peer, limit),
+            Some(limit) => flows.budget = shared.budgets.join(path.peer, limit),
             None => shared.unpaced += 1,
         }
         // A peer of another make sends the responses to READs one by one.

@@ -127,45 +127,62 @@ struct Budget {
 pub(super) enum BudgetId {
     /// The own socket's receive buffer: what READs ask for.
     Own,
-    /// A peer device's.
-    Peer(SocketAddr),
+    /// A peer device's, by its place.
+    Peer(usize),
+    /// That of a peer that told nothing of it.
+    Unknown,
 }
 
 /// The budgets of an engine. One of a peer device is shared by all queue pairs that send to it.
 pub(super) struct Budgets {
     own: Option<Budget>,
-    peers: FxHashMap<SocketAddr, Budget>,
+    /// Each at its place for as long as it has users.
+    peers: Vec<Option<Budget>>,
+    /// The places.
+    places: FxHashMap<SocketAddr, usize>,
     /// How many queue pairs wait for room in any of them.
     waiting: usize,
 }
 
 impl Budgets {
     pub(super) fn new(own: Option<u32>) -> Self {
-        Self { own: own.map(Budget::new), peers: FxHashMap::default(), waiting: 0 }
+        Self { own: own.map(Budget::new), peers: Vec::new(), places: FxHashMap::default(), waiting: 0 }
     }
 
     /// A queue pair with this peer comes. Of different limits the smallest holds.
-    pub(super) fn join(&mut self, peer: SocketAddr, limit: u32) {
-        let budget = self.peers.entry(peer).or_insert_with(|| Budget::new(limit));
-        budget.limit = budget.limit.min(usable(limit));
-        budget.users += 1;
+    pub(super) fn join(&mut self, peer: SocketAddr, limit: u32) -> BudgetId {
+        let place = *self.places.entry(peer).or_insert_with(|| {
+            let free = self.peers.iter().position(Option::is_none);
+            free.unwrap_or_else(|| {
+                self.peers.push(None);
+                self.peers.len() - 1
+            })
+        });
+        if let Some(at) = self.peers.get_mut(place) {
+            let budget = at.get_or_insert_with(|| Budget::new(limit));
+            budget.limit = budget.limit.min(usable(limit));
+            budget.users += 1;
+        }
+        BudgetId::Peer(place)
     }
 
     /// A queue pair with this peer goes.
     pub(super) fn leave(&mut self, peer: SocketAddr) {
-        if let Some(budget) = self.peers.get_mut(&peer) {
-            budget.users = budget.users.saturating_sub(1);
-            if budget.users == 0 {
-                self.waiting = self.waiting.saturating_sub(budget.waiting.len());
-                self.peers.remove(&peer);
-            }
+        let Some(at) = self.places.get(&peer).and_then(|place| self.peers.get_mut(*place)) else { return };
+        let Some(budget) = at else { return };
+        budget.users = budget.users.saturating_sub(1);
+        if budget.users == 0 {
+            self.waiting = self.waiting.saturating_sub(budget.waiting.len());
+            *at = None;
+            self.places.remove(&peer);
         }
     }
 
     fn get(&mut self, id: BudgetId) -> Option<&mut Budget> {
         match id {
             BudgetId::Own => self.own.as_mut(),
-            BudgetId::Peer(peer) => self.peers.get_mut(&peer),
+            BudgetId::Peer(place) => self.peers.get_mut(place)?.as_mut(),
+            BudgetId::Unknown => None,
         }
     }
 
@@ -276,11 +293,10 @@ mod tests {
     #[test]
     fn a_budget_is_shared_by_those_with_the_same_peer() {
         let peer: SocketAddr = "10.0.0.1:4791".parse().unwrap();
-        let id = BudgetId::Peer(peer);
         let mut budgets = Budgets::new(None);
         assert_eq!(budgets.room(BudgetId::Own), u64::MAX);
-        budgets.join(peer, 20_000);
-        budgets.join(peer, 13_336);
+        let id = budgets.join(peer, 20_000);
+        assert_eq!(budgets.join(peer, 13_336), id);
         budgets.take(id, 9_002);
         assert_eq!(budgets.room(id), 1_000, "the smaller limit holds");
         let (one, other) = (Qpn::new(0x100).unwrap(), Qpn::new(0x101).unwrap());
@@ -292,7 +308,10 @@ mod tests {
         budgets.give_back(id, 3_002);
         assert_eq!((budgets.next_waiting(id), budgets.next_waiting(id)), (Some(one), Some(other)));
         budgets.leave(peer);
+        let next = budgets.join("10.0.0.2:4791".parse().unwrap(), 4_000);
+        assert_ne!(next, id, "its place is not free yet");
         budgets.leave(peer);
         assert_eq!(budgets.room(id), u64::MAX);
+        assert_eq!((budgets.join(peer, 20_000), budgets.room(id)), (id, 15_000));
     }
 }
