@@ -20,7 +20,7 @@ use crate::capture::Capture;
 use crate::engine::{Engine, ReceiveQueueId, Retired, WindowId};
 use crate::gone::Gone;
 use crate::options::SoftOptions;
-use crate::ports::Ports;
+use crate::ports::{Place, Ports};
 use crate::receive::Intake;
 use crate::socket::Opener;
 use crate::traffic::Traffic;
@@ -45,6 +45,8 @@ pub(crate) fn try_lock<T: ?Sized>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>>
 pub(crate) struct State {
     pub(crate) engine: Engine,
     pub(crate) handlers: FxHashMap<Qpn, Weak<dyn QueuePairHandler>>,
+    /// What [`Core::is_due`] goes by.
+    noted: Option<Instant>,
     /// Until when whoever waits for packets sleeps; `None` while nobody does.
     alarm: Option<Alarm>,
 }
@@ -85,8 +87,8 @@ pub(crate) struct Core {
     pub(crate) outgoing: Mutex<Outgoing>,
     /// Whether there may be something to send.
     pub(crate) wanted: AtomicBool,
-    /// Whether a socket takes no more for now.
-    pub(crate) blocked: AtomicBool,
+    /// One more than the place of the sending socket that takes no more for now; 0 where there is none.
+    blocked: AtomicUsize,
     /// Whether there may be something to tell a handler.
     pub(crate) news: AtomicBool,
     /// When the engine has something to do next, in nanoseconds since `born`; for who looks without the lock.
@@ -138,14 +140,14 @@ impl Core {
             limits: crate::limits::limits(),
             ports,
             segmentation: options.segmentation,
-            state: Mutex::new(State { engine, handlers: FxHashMap::default(), alarm: None }),
+            state: Mutex::new(State { engine, handlers: FxHashMap::default(), noted: None, alarm: None }),
             graves: Mutex::default(),
             has_graves: AtomicBool::new(false),
             has_buried: AtomicBool::new(false),
             intake: Mutex::default(),
             outgoing: Mutex::default(),
             wanted: AtomicBool::new(false),
-            blocked: AtomicBool::new(false),
+            blocked: AtomicUsize::new(0),
             news: AtomicBool::new(false),
             due: AtomicU64::new(u64::MAX),
             born: Instant::now(),
@@ -244,7 +246,10 @@ impl Core {
     /// Notes when the engine has something to do next. True: who sleeps sleeps for longer, and is to be woken.
     pub(crate) fn note_timeout(&self, state: &mut State) -> bool {
         let timeout = state.engine.poll_timeout();
-        self.due.store(timeout.map_or(u64::MAX, |at| self.nanoseconds(at)), Ordering::Release);
+        if state.noted != timeout {
+            state.noted = timeout;
+            self.due.store(timeout.map_or(u64::MAX, |at| self.nanoseconds(at)), Ordering::Release);
+        }
         match (timeout, state.alarm) {
             (None, _) | (_, None) => false,
             (Some(at), Some(Alarm::At(alarm))) if alarm <= at => false,
@@ -293,7 +298,17 @@ impl Core {
 
     /// Whether a socket takes no more for now.
     pub(crate) fn is_blocked(&self) -> bool {
-        self.blocked.load(Ordering::Acquire)
+        self.blocked.load(Ordering::Acquire) != 0
+    }
+
+    /// Which socket takes no more for now.
+    pub(crate) fn blocked_at(&self) -> Option<Place> {
+        self.blocked.load(Ordering::Acquire).checked_sub(1).map(Place)
+    }
+
+    /// One takes no more, or none does.
+    pub(crate) fn set_blocked(&self, at: Option<Place>) {
+        self.blocked.store(at.map_or(0, |Place(place)| place + 1), Ordering::SeqCst);
     }
 
     /// There may be something to tell a handler.

@@ -75,7 +75,7 @@ impl Establish for SoftEstablish {
         let mut part = DevicePart::new(LinkLayer::Ethernet, self.local.gid, self.local.lid);
         if let Some(family) = self.family() {
             part.udp_port = Some(family.port()).filter(|port| *port != ROCE_UDP_PORT);
-            part.udp_source_port = Some(family.source_port());
+            part.udp_source_port = Some(family.send.port(self.local.gid.to_ip()));
             part.receive_buffer = Some(family.receive_buffer);
         }
         part.encode()

@@ -36,6 +36,7 @@ mod receive;
 mod receive_queue;
 mod region;
 mod route;
+mod senders;
 mod service;
 mod socket;
 mod spin;

@@ -78,7 +78,7 @@ impl LoopPoller {
             let rest = core.fall_asleep();
             core.settle_graves();
             if let Some(at) = rest {
-                core.poller_waiter.prepare(&mut intake.armed, &core.ports, at, core.is_blocked());
+                core.poller_waiter.prepare(&mut intake.armed, &core.ports, at, core.blocked_at());
                 *lock(&self.resting) = Some(Instant::now());
                 return Turn::Rest;
             }

@@ -1,28 +1,20 @@
-//! The sockets of a device: for each address family one that receives and one that sends.
+//! The sockets of a device: for each address family one that receives, and those that send.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use nix::errno::Errno;
-use secure_rdma_rdma::{Entropy, Error, ErrorCode, ROCE_UDP_PORT, Result};
+use secure_rdma_rdma::{Error, ErrorCode, ROCE_UDP_PORT, Result};
 
 use crate::holder;
 use crate::options::SoftOptions;
+use crate::senders::{Refused, Senders};
 use crate::socket::Socket;
-
-/// Source ports of RoCEv2 are from here on (brief §10).
-const FIRST_SOURCE_PORT: u16 = 0xC000;
-
-/// What the sending socket may hold back while its interface is busy: two full batches.
-const SEND_BUFFER: usize = 1 << 18;
-
-/// A sending socket receives nothing: what comes to it nevertheless must not take memory.
-const NO_RECEIVE_BUFFER: usize = 0;
 
 /// The sockets of one address family.
 #[derive(Debug)]
 pub(crate) struct Family {
     pub(crate) receive: Socket,
-    pub(crate) send: Socket,
+    pub(crate) send: Senders,
     /// Bytes that the receive buffer really holds.
     pub(crate) receive_buffer: u32,
     /// Whether the kernel may merge what arrives.
@@ -34,12 +26,11 @@ impl Family {
     pub(crate) fn port(&self) -> u16 {
         self.receive.local().port()
     }
-
-    /// The port that our packets come from.
-    pub(crate) fn source_port(&self) -> u16 {
-        self.send.local().port()
-    }
 }
+
+/// Names one of the sockets that send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place(pub(crate) usize);
 
 /// The sockets of a device. Hosts without IPv6, or without IPv4, have those of the other.
 #[derive(Debug)]
@@ -65,6 +56,18 @@ impl Ports {
     /// Those of an address's family.
     pub(crate) fn of(&self, address: IpAddr) -> Option<&Family> {
         if address.is_ipv4() { self.v4.as_ref() } else { self.v6.as_ref() }
+    }
+
+    /// The socket for packets from an address, and its place among all that send.
+    pub(crate) fn sender(&self, address: IpAddr) -> Option<(Place, &Socket)> {
+        let (place, socket) = self.of(address)?.send.of(address);
+        Some((Place(2 * place + usize::from(address.is_ipv6())), socket))
+    }
+
+    /// The socket at such a place.
+    pub(crate) fn sending(&self, Place(place): Place) -> Option<&Socket> {
+        let family = if place.is_multiple_of(2) { self.v4.as_ref() } else { self.v6.as_ref() };
+        family?.send.get(place / 2)
     }
 
     /// All of them.
@@ -94,35 +97,11 @@ fn family(any: IpAddr, options: &SoftOptions) -> Result<Option<Family>> {
     let receive_buffer = receive
         .set_receive_buffer(options.receive_buffer)
         .map_err(|errno| refused(options, "setsockopt", errno))?;
-    let send = bind_source(any, options)?;
-    send.set_receive_buffer(NO_RECEIVE_BUFFER)
-        .and_then(|_| send.set_send_buffer(SEND_BUFFER))
-        .map_err(|errno| refused(options, "setsockopt", errno))?;
+    let send = Senders::open(any, &options.entropy).map_err(|refusal| match refusal {
+        Refused::Entropy(error) => error,
+        Refused::Syscall(syscall, errno) => refused(options, syscall, errno),
+    })?;
     Ok(Some(Family { receive, send, receive_buffer, merges: options.merging }))
-}
-
-/// A socket on a random port from 0xC000 on: the peer checks it, so that who cannot see our packets must guess it, and
-/// switches spread flows by it.
-fn bind_source(any: IpAddr, options: &SoftOptions) -> Result<Socket> {
-    const TRIES: usize = 256;
-    let mut last = Errno::EADDRINUSE;
-    for _ in 0..TRIES {
-        let port = draw(options.entropy.as_ref())?;
-        match Socket::bind(SocketAddr::new(any, port)) {
-            Ok(socket) => return Ok(socket),
-            Err(errno) => last = errno,
-        }
-        if last != Errno::EADDRINUSE {
-            break;
-        }
-    }
-    Err(refused(options, "bind", last))
-}
-
-fn draw(entropy: &dyn Entropy) -> Result<u16> {
-    let mut bytes = [0; 2];
-    entropy.fill(&mut bytes)?;
-    Ok(FIRST_SOURCE_PORT | u16::from_ne_bytes(bytes))
 }
 
 fn refused(options: &SoftOptions, syscall: &'static str, errno: Errno) -> Error {
@@ -133,6 +112,7 @@ fn refused(options: &SoftOptions, syscall: &'static str, errno: Errno) -> Error 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::senders::FIRST_SOURCE_PORT;
 
     fn any() -> SoftOptions {
         SoftOptions { port: Some(0), ..SoftOptions::default() }
@@ -141,12 +121,16 @@ mod tests {
     #[test]
     fn each_family_has_its_two_sockets() {
         let ports = Ports::open(&any()).unwrap();
-        let v4 = ports.of(Ipv4Addr::LOCALHOST.into()).unwrap();
-        assert!(v4.port() != 0 && v4.source_port() >= FIRST_SOURCE_PORT && v4.receive_buffer > 100_000);
-        assert!(v4.receive.local().is_ipv4() && v4.send.local().is_ipv4());
-        if let Some(v6) = ports.of(Ipv6Addr::LOCALHOST.into()) {
-            assert!(v6.receive.local().is_ipv6() && v6.source_port() >= FIRST_SOURCE_PORT);
+        for address in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            let Some(family) = ports.of(address) else { continue };
+            assert!(family.port() != 0 && family.receive_buffer > 100_000);
+            assert_eq!(family.receive.local().is_ipv4(), address.is_ipv4());
+            assert!(family.send.port(address) >= FIRST_SOURCE_PORT);
+            let (place, socket) = ports.sender(address).unwrap();
+            assert_eq!(socket.local().ip(), address);
+            assert_eq!(ports.sending(place).map(Socket::local), Some(socket.local()));
         }
+        assert!(ports.of(Ipv4Addr::LOCALHOST.into()).is_some());
     }
 
     #[test]
@@ -162,13 +146,5 @@ mod tests {
         let error = Ports::open(&SoftOptions { port: Some(port), ..SoftOptions::default() }).unwrap_err();
         assert_eq!((error.code(), error.syscall()), (ErrorCode::DeviceOpen, Some("bind")));
         assert!(error.message().contains(&std::process::id().to_string()), "{error}");
-    }
-
-    #[test]
-    fn source_ports_use_all_fourteen_bits() {
-        let drawn: std::collections::HashSet<_> =
-            (0..1000).map(|_| draw(&secure_rdma_rdma::OsEntropy).unwrap()).collect();
-        let (all, any) = drawn.iter().fold((u16::MAX, 0), |(all, any), port| (all & port, any | port));
-        assert_eq!((all, any), (0xC000, 0xFFFF));
     }
 }

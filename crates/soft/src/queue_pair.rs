@@ -133,8 +133,7 @@ impl QueuePair for SoftQueuePair {
         let now = Instant::now();
         let posted = state.engine.post_send(now, self.qpn, requests);
         self.owner.posts.fetch_add(1, Ordering::Relaxed);
-        let done = requests.iter().any(|request| request.operation.is_local())
-            || state.engine.state(self.qpn) == Some(QpState::Err);
+        let done = state.engine.has_news();
         drop(state);
         self.owner.settle_graves();
         self.owner.flush(now);
@@ -154,7 +153,7 @@ impl QueuePair for SoftQueuePair {
         self.check()?;
         let mut state = self.owner.state();
         let posted = state.engine.post_receive(self.qpn, requests);
-        let flushed = state.engine.state(self.qpn) == Some(QpState::Err);
+        let flushed = state.engine.has_news();
         drop(state);
         self.owner.settle_graves();
         if flushed {

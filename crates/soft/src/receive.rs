@@ -36,6 +36,8 @@ pub(crate) struct Intake {
     receiver: Receiver,
     /// Datagrams to ask for in one call: few where they are batches of 64 KiB, or come one by one.
     most: usize,
+    /// Whether the last call gave as many as it asked for.
+    full: bool,
     /// The socket on which something came last.
     latest: usize,
     /// Whether batches are to come, of each socket.
@@ -194,6 +196,7 @@ impl Core {
                     let engine = &mut state.get_or_insert_with(|| self.state()).engine;
                     end(backlog, family, engine, Instant::now());
                 }
+                intake.full &= socket != intake.latest;
                 return (false, true);
             }
             Ok(count) => count,
@@ -230,7 +233,9 @@ impl Core {
         }
         add(&self.traffic.receive_calls, 1);
         add(&self.traffic.received_packets, packets);
-        let likely = if count < most { count } else { count * 2 };
+        // One that comes alone fills a call for one: to ask for two thereupon would be to look once more in vain.
+        let likely = if !all && intake.full { count * 2 } else { count };
+        intake.full = !all;
         intake.most = likely.min(ENOUGH / (bytes / count).max(1));
         if family.merges
             && let Some(merging) = intake.merging.get_mut(socket)

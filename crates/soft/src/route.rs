@@ -32,7 +32,7 @@ pub(crate) fn path(owner: &Owner, vector: &AddressVector) -> Result<Path> {
     Ok(Path {
         local: udp.source,
         peer: udp.destination,
-        source_port: family.source_port(),
+        source_port: family.send.port(udp.source),
         expected_source_port: udp.expected_source_port,
         receive_buffer: udp.receive_buffer,
         sequential_ids: udp.receive_buffer.is_some(),

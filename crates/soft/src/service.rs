@@ -77,9 +77,9 @@ impl Core {
         at: Option<Instant>,
         most: Option<Duration>,
     ) -> Sockets {
-        let woken = waiter.wait(armed, &self.ports, at, most, self.is_blocked());
+        let woken = waiter.wait(armed, &self.ports, at, most, self.blocked_at());
         if woken.room {
-            self.unblock();
+            self.set_blocked(None);
         }
         woken.come
     }

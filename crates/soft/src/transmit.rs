@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -11,7 +12,8 @@ use secure_rdma_roce::{Endpoints, IcrcContext};
 use crate::capture::{Direction, Headers};
 use crate::core::{Core, try_lock};
 use crate::engine::Transmit;
-use crate::socket::Message;
+use crate::ports::Place;
+use crate::socket::{Message, Socket};
 use crate::traffic::add;
 
 /// Batches in a row from one call, before the caller has its thread back and the service thread goes on.
@@ -38,8 +40,8 @@ pub(crate) struct Outgoing {
 enum Ended {
     /// There is nothing more to send.
     Empty,
-    /// The socket takes no more for now.
-    Blocked,
+    /// The socket at that place takes no more for now.
+    Blocked(Place),
     /// There may be more.
     Turn,
 }
@@ -50,11 +52,17 @@ impl Core {
     /// It is `now`, or a moment later.
     pub(crate) fn flush(&self, now: Instant) {
         let mut now = Some(now);
-        self.wanted.store(true, Ordering::SeqCst);
-        // Whoever finds the lock taken has set `wanted` before, and its holder looks at that after letting go.
-        while self.wanted.load(Ordering::SeqCst) && !self.is_blocked() {
-            let Some(mut outgoing) = try_lock(&self.outgoing) else { return };
-            self.wanted.store(false, Ordering::SeqCst);
+        loop {
+            if self.is_blocked() {
+                self.wanted.store(true, Ordering::SeqCst);
+                if self.is_blocked() {
+                    return;
+                }
+            }
+            let Some(mut outgoing) = self.outgoing() else { return };
+            if self.wanted.load(Ordering::SeqCst) {
+                self.wanted.store(false, Ordering::SeqCst);
+            }
             let ended = self.drain(&mut outgoing, now.take());
             drop(outgoing);
             match ended {
@@ -66,22 +74,29 @@ impl Core {
                     }
                     return;
                 }
-                Ended::Blocked => {
-                    self.blocked.store(true, Ordering::SeqCst);
+                Ended::Blocked(at) => {
+                    self.set_blocked(Some(at));
                     self.wanted.store(true, Ordering::SeqCst);
-                    add(&self.traffic.send_waits, 1);
+                    self.traffic.send_waits.fetch_add(1, Ordering::Relaxed);
                     if !self.is_serving() {
                         self.wake();
                     }
                     return;
                 }
             }
+            // Another thread had something to send meanwhile.
+            if !self.wanted.load(Ordering::SeqCst) {
+                return;
+            }
         }
     }
 
-    /// The socket takes more again.
-    pub(crate) fn unblock(&self) {
-        self.blocked.store(false, Ordering::SeqCst);
+    /// The right to send, or whoever has it is told to go on: he looks at `wanted` after letting go.
+    fn outgoing(&self) -> Option<MutexGuard<'_, Outgoing>> {
+        try_lock(&self.outgoing).or_else(|| {
+            self.wanted.store(true, Ordering::SeqCst);
+            try_lock(&self.outgoing)
+        })
     }
 
     fn drain(&self, outgoing: &mut Outgoing, mut now: Option<Instant>) -> Ended {
@@ -113,26 +128,36 @@ impl Core {
                     }
                 }
             };
-            if let Some(from) = self.send(outgoing, &transmit, from) {
+            let Some((place, socket)) = self.ports.sender(transmit.source) else {
+                add(&self.traffic.unsent_packets, transmit.segments());
+                continue;
+            };
+            if let Some(from) = self.send(socket, outgoing, &transmit, from) {
                 outgoing.unsent = Some((transmit, from));
-                return Ended::Blocked;
+                return Ended::Blocked(place);
             }
         }
         Ended::Turn
     }
 
     /// Sends a batch from byte `from` on. `Some` says from where on the socket did not take it.
-    fn send(&self, outgoing: &mut Outgoing, transmit: &Transmit, from: usize) -> Option<usize> {
-        let segments = transmit.length.div_ceil(transmit.segment_size.max(1));
+    fn send(
+        &self,
+        socket: &Socket,
+        outgoing: &mut Outgoing,
+        transmit: &Transmit,
+        from: usize,
+    ) -> Option<usize> {
+        let segments = transmit.segments();
         let whole = from == 0
             && (segments == 1
                 || (self.segmentation
                     && (outgoing.plain.is_empty() || !outgoing.plain.contains(&transmit.destination.ip()))));
         if !whole {
-            return self.send_singly(outgoing, transmit, from);
+            return self.send_singly(socket, outgoing, transmit, from);
         }
         let segment_size = if segments > 1 { u16::try_from(transmit.segment_size).ok() } else { None };
-        match self.send_bytes(transmit, segment_size, &outgoing.buffer) {
+        match send_bytes(socket, transmit, segment_size, &outgoing.buffer) {
             Ok(()) => {
                 add(&self.traffic.send_calls, 1);
                 add(&self.traffic.sent_packets, segments);
@@ -147,7 +172,7 @@ impl Core {
                     outgoing.plain.clear();
                 }
                 outgoing.plain.insert(transmit.destination.ip());
-                self.send_singly(outgoing, transmit, 0)
+                self.send_singly(socket, outgoing, transmit, 0)
             }
             Err(_) => {
                 // No route, no buffer, a firewall: as good as lost on the way, and repeated like that.
@@ -158,7 +183,13 @@ impl Core {
     }
 
     /// Sends the packets of a batch one by one. Each has IPv4 ID 0 then, so that its ICRC is made anew.
-    fn send_singly(&self, outgoing: &mut Outgoing, transmit: &Transmit, mut from: usize) -> Option<usize> {
+    fn send_singly(
+        &self,
+        socket: &Socket,
+        outgoing: &mut Outgoing,
+        transmit: &Transmit,
+        mut from: usize,
+    ) -> Option<usize> {
         let icrc = match (transmit.source, transmit.destination) {
             (IpAddr::V4(source), SocketAddr::V4(destination)) => {
                 let endpoints = Endpoints::V4 { source, destination: *destination.ip() };
@@ -175,7 +206,7 @@ impl Core {
             {
                 icrc.finish(0, segment);
             }
-            match self.send_bytes(transmit, None, segment) {
+            match send_bytes(socket, transmit, None, segment) {
                 Ok(()) => {
                     add(&self.traffic.send_calls, 1);
                     add(&self.traffic.sent_packets, 1);
@@ -186,18 +217,6 @@ impl Core {
             from = end;
         }
         None
-    }
-
-    fn send_bytes(&self, transmit: &Transmit, segment_size: Option<u16>, bytes: &[u8]) -> Result<(), Errno> {
-        let Some(family) = self.ports.of(transmit.source) else { return Err(Errno::EAFNOSUPPORT) };
-        family.send.send(&Message {
-            source: transmit.source,
-            destination: transmit.destination,
-            traffic_class: transmit.traffic_class,
-            hop_limit: transmit.hop_limit,
-            segment_size,
-            bytes,
-        })
     }
 
     fn capture_sent(&self, transmit: &Transmit, bytes: &[u8]) {
@@ -213,6 +232,22 @@ impl Core {
     }
 }
 
+fn send_bytes(
+    socket: &Socket,
+    transmit: &Transmit,
+    segment_size: Option<u16>,
+    bytes: &[u8],
+) -> Result<(), Errno> {
+    socket.send(&Message {
+        source: transmit.source,
+        destination: transmit.destination,
+        traffic_class: transmit.traffic_class,
+        hop_limit: transmit.hop_limit,
+        segment_size,
+        bytes,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use secure_rdma_rdma::SendOperation;
@@ -224,8 +259,7 @@ mod tests {
         for (address, most) in [("127.0.0.1", 1), ("::1", 1)] {
             let terms = Terms { address: address.parse().unwrap(), ..Terms::default() };
             let (one, other) = connected(&terms);
-            let family = one.device.owner().ports.of(terms.address).unwrap();
-            family.send.refuse_batches();
+            one.device.owner().ports.sender(terms.address).unwrap().1.refuse_batches();
             let (ours, theirs) = (one.region(200_000), other.region(200_000));
             for round in 0..3 {
                 ours.memory().write(0, &bytes(200_000, round)).unwrap();

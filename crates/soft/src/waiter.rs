@@ -12,15 +12,15 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-use crate::ports::Ports;
+use crate::ports::{Place, Ports};
 use crate::receive::Sockets;
 
 const BELL: u64 = 0;
 const TIMER: u64 = 1;
 /// Sockets that receive, by their places.
 const RECEIVING: u64 = 16;
-/// Sockets that send.
-const SENDING: u64 = 32;
+/// A socket that sends.
+const ROOM: u64 = 32;
 
 /// What one thread waits with.
 #[derive(Debug)]
@@ -35,8 +35,8 @@ pub(crate) struct Waiter {
 pub(crate) struct Armed {
     /// When the timer rings.
     at: Option<Instant>,
-    /// Whether room in the sending sockets is waited for.
-    room: bool,
+    /// Where room in a sending socket is waited for.
+    room: Option<Place>,
 }
 
 /// Why a wait has ended.
@@ -73,17 +73,15 @@ impl Waiter {
         let _ = self.bell.write(1);
     }
 
-    /// Has the next wait end at `at`, and where a socket that sends is full and takes more, with `room`.
-    pub(crate) fn prepare(&self, armed: &mut Armed, ports: &Ports, at: Option<Instant>, room: bool) {
+    /// Has the next wait end at `at`, and when the sending socket at `room`, which is full, takes more.
+    pub(crate) fn prepare(&self, armed: &mut Armed, ports: &Ports, at: Option<Instant>, room: Option<Place>) {
         if armed.room != room {
-            armed.room = room;
-            for (family, place) in ports.iter().zip(0..) {
-                let _ = match room {
-                    true => {
-                        self.epoll.add(&family.send, EpollEvent::new(EpollFlags::EPOLLOUT, SENDING + place))
-                    }
-                    false => self.epoll.delete(&family.send),
-                };
+            let before = std::mem::replace(&mut armed.room, room);
+            if let Some(socket) = before.and_then(|place| ports.sending(place)) {
+                let _ = self.epoll.delete(socket);
+            }
+            if let Some(socket) = room.and_then(|place| ports.sending(place)) {
+                let _ = self.epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLOUT, ROOM));
             }
         }
         if let Some(at) = at
@@ -94,14 +92,14 @@ impl Waiter {
         }
     }
 
-    /// Waits: until `at`, at the most for `most`, and for `room` where a socket that sends is full.
+    /// Waits: until `at`, at the most for `most`, and until the sending socket at `room`, which is full, takes more.
     pub(crate) fn wait(
         &self,
         armed: &mut Armed,
         ports: &Ports,
         at: Option<Instant>,
         most: Option<Duration>,
-        room: bool,
+        room: Option<Place>,
     ) -> Woken {
         self.prepare(armed, ports, at, room);
         // Milliseconds, rounded up: to return early would be to look in vain.
@@ -119,7 +117,7 @@ impl Waiter {
                     let _ = self.timer.wait();
                     armed.at = None;
                 }
-                place @ RECEIVING..SENDING => {
+                place @ RECEIVING..ROOM => {
                     woken.come.insert(usize::try_from(place - RECEIVING).unwrap_or(usize::MAX));
                 }
                 _ => woken.room = true,
@@ -148,6 +146,8 @@ impl Waiter {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::options::SoftOptions;
 
@@ -157,25 +157,26 @@ mod tests {
         let waiter = Waiter::new(&ports).unwrap();
         let mut armed = Armed::default();
         waiter.wake();
-        let woken = waiter.wait(&mut armed, &ports, None, None, false);
+        let woken = waiter.wait(&mut armed, &ports, None, None, None);
         assert!(woken.come.is_empty() && !woken.room);
 
         let begun = Instant::now();
         let at = begun + Duration::from_millis(5);
-        waiter.wait(&mut armed, &ports, Some(at), None, false);
+        waiter.wait(&mut armed, &ports, Some(at), None, None);
         assert!(begun.elapsed() >= Duration::from_millis(5) && armed.at.is_none());
-        waiter.wait(&mut armed, &ports, None, Some(Duration::from_millis(1)), false);
+        waiter.wait(&mut armed, &ports, None, Some(Duration::from_millis(1)), None);
 
         let port = ports.v4.as_ref().unwrap().port();
         std::net::UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"?", ("127.0.0.1", port)).unwrap();
-        let woken = waiter.wait(&mut armed, &ports, None, None, false);
+        let woken = waiter.wait(&mut armed, &ports, None, None, None);
         assert!(!woken.come.is_empty() && !woken.room);
         let mut receiver = crate::socket::Receiver::default();
         ports.v4.as_ref().unwrap().receive.receive(&mut receiver, 1).unwrap();
 
         // There is room in a socket that has sent nothing.
-        assert!(waiter.wait(&mut armed, &ports, None, None, true).room);
-        let woken = waiter.wait(&mut armed, &ports, None, Some(Duration::from_millis(1)), false);
+        let (place, _) = ports.sender(Ipv4Addr::LOCALHOST.into()).unwrap();
+        assert!(waiter.wait(&mut armed, &ports, None, None, Some(place)).room);
+        let woken = waiter.wait(&mut armed, &ports, None, Some(Duration::from_millis(1)), None);
         assert!(woken.come.is_empty() && !woken.room);
     }
 }

@@ -13,8 +13,8 @@
 //!   second call on.
 //!
 //! So it is `nix` for the options. The two calls of the data path are made here, straight to the kernel: `nix`'s `sendmsg`
-//! allocates with each call, and the C library makes both of them points of cancellation, which takes two atomic operations
-//! more. Together that was a tenth of what a short message costs us beside the kernel.
+//! allocates memory each time, and the C library makes both of them points of cancellation, which takes two more atomic
+//! operations in a process with threads. A spinning ping-pong of short messages notices both.
 
 mod interface;
 mod layout;
@@ -146,7 +146,7 @@ impl Socket {
 
     /// Sends one datagram, or, where it has a segment size, a batch of them.
     pub(crate) fn send(&self, message: &Message<'_>) -> Result<(), Errno> {
-        transmit::send(self.descriptor.as_raw_fd(), message)
+        transmit::send(self.descriptor.as_raw_fd(), self.local.ip(), message)
     }
 
     /// Receives what is there, up to `most` datagrams (at the most [`BATCH`]). 0 when there is none.
