@@ -180,6 +180,11 @@ impl Pinger {
         };
         self.pair.get().unwrap().post_send(&[request]).unwrap();
     }
+
+    /// Both sides do so after they have sent, while the other is at work.
+    fn receive(&self) {
+        receive(self.pair.get().unwrap().as_ref(), &self.region);
+    }
 }
 
 fn receive(pair: &dyn QueuePair, region: &Arc<Region>) {
@@ -193,8 +198,8 @@ impl QueuePairHandler for Pinger {
             if one.kind == CompletionKind::Receive {
                 if self.answers {
                     self.send();
+                    self.receive();
                 }
-                receive(self.pair.get().unwrap().as_ref(), &self.region);
                 self.received.fetch_add(1, Ordering::Release);
             }
         }
@@ -243,6 +248,9 @@ pub(crate) fn ping(address: SocketAddr, receive_buffer: usize, spin: bool, time:
     while begun.elapsed() < time {
         let (before, sent) = (pinger.received.load(Ordering::Relaxed), Instant::now());
         pinger.send();
+        if !times.is_empty() {
+            pinger.receive();
+        }
         while pinger.received.load(Ordering::Relaxed) == before {
             look(&poller);
         }

@@ -83,29 +83,17 @@ impl Receiver {
             header.msg_control = (&raw mut control.0).cast();
             header.msg_controllen = mem::size_of::<Control>() as _;
         }
-        let none = std::ptr::null_mut::<libc::timespec>();
-        // SAFETY: `most` headers point to places of the lengths that they say, which outlive the call.
-        let answer = unsafe {
-            libc::syscall(
-                libc::SYS_recvmmsg,
-                descriptor,
-                headers.as_mut_ptr(),
-                most,
-                libc::MSG_DONTWAIT,
-                none,
-            )
+        // SAFETY: the first `most` headers point to places of the lengths that they say, which outlive the call.
+        let answer = unsafe { receive_into(descriptor, headers.get_mut(..most).unwrap_or_default()) };
+        let count = match answer {
+            Ok(count) => count,
+            Err(Errno::EAGAIN | Errno::EINTR) => 0,
+            Err(errno) => return Err(errno),
         };
-        match Errno::result(answer) {
-            Ok(count) => {
-                let count = usize::try_from(count).unwrap_or(0);
-                for (length, header) in self.lengths.iter_mut().zip(&headers).take(count) {
-                    *length = (header.msg_len as usize, header.msg_hdr.msg_controllen);
-                }
-                Ok(count)
-            }
-            Err(Errno::EAGAIN | Errno::EINTR) => Ok(0),
-            Err(errno) => Err(errno),
+        for (length, header) in self.lengths.iter_mut().zip(&headers).take(count) {
+            *length = (header.msg_len as usize, header.msg_hdr.msg_controllen);
         }
+        Ok(count)
     }
 
     /// What lies at `index`, below the number that was received. `None` for what says too little of itself.
@@ -127,6 +115,26 @@ impl Receiver {
         }
         (!found.destination.is_unspecified()).then_some(found)
     }
+}
+
+/// recvmmsg(2), or for one recvmsg(2), which is a little quicker.
+///
+/// # Safety
+/// The headers point to places of the lengths that they say.
+unsafe fn receive_into(descriptor: i32, headers: &mut [libc::mmsghdr]) -> Result<usize, Errno> {
+    let flags = libc::MSG_DONTWAIT;
+    if let [one] = headers {
+        // SAFETY: the caller's.
+        let answer = unsafe { libc::syscall(libc::SYS_recvmsg, descriptor, &raw mut one.msg_hdr, flags) };
+        one.msg_len = libc::c_uint::try_from(Errno::result(answer)?).unwrap_or(0);
+        return Ok(1);
+    }
+    let none = std::ptr::null_mut::<libc::timespec>();
+    // SAFETY: the caller's.
+    let answer = unsafe {
+        libc::syscall(libc::SYS_recvmmsg, descriptor, headers.as_mut_ptr(), headers.len(), flags, none)
+    };
+    Errno::result(answer).map(|count| usize::try_from(count).unwrap_or(0))
 }
 
 impl Datagrams<'_> {

@@ -69,6 +69,22 @@ pub(super) fn send(descriptor: i32, local: IpAddr, message: &Message<'_>) -> Res
         }
     }
     let (mut name, name_length) = Name::of(&message.destination);
+    if length == 0 {
+        let (bytes, address) = (message.bytes.as_ptr(), (&raw const name.0).cast::<libc::sockaddr>());
+        // SAFETY: the two pointers are to places of the lengths beside them, which outlive the call.
+        let answer = unsafe {
+            libc::syscall(
+                libc::SYS_sendto,
+                descriptor,
+                bytes,
+                message.bytes.len(),
+                libc::MSG_DONTWAIT,
+                address,
+                name_length,
+            )
+        };
+        return Errno::result(answer).map(drop);
+    }
     let mut piece = IoSlice::new(message.bytes);
     // SAFETY: the structure holds numbers and pointers, for which zero is a value.
     let mut header: libc::msghdr = unsafe { mem::zeroed() };
