@@ -280,7 +280,7 @@ impl Core {
     /// between would have to be woken for it. So an alarm that was set earlier stays.
     pub(crate) fn fall_asleep(&self) -> Option<Option<Instant>> {
         let mut state = self.state();
-        if self.news.load(Ordering::Acquire) || (self.wanted.load(Ordering::Acquire) && !self.is_blocked()) {
+        if self.news.load(Ordering::Acquire) || (self.wanted.load(Ordering::SeqCst) && !self.is_blocked()) {
             return None;
         }
         let now = Instant::now();
@@ -298,12 +298,12 @@ impl Core {
 
     /// Whether a socket takes no more for now.
     pub(crate) fn is_blocked(&self) -> bool {
-        self.blocked.load(Ordering::Acquire) != 0
+        self.blocked.load(Ordering::SeqCst) != 0
     }
 
     /// Which socket takes no more for now.
     pub(crate) fn blocked_at(&self) -> Option<Place> {
-        self.blocked.load(Ordering::Acquire).checked_sub(1).map(Place)
+        self.blocked.load(Ordering::SeqCst).checked_sub(1).map(Place)
     }
 
     /// One takes no more, or none does.

@@ -40,6 +40,11 @@ impl Poller {
     pub fn poll(&self) -> bool {
         let looks = self.owner.polls.fetch_add(1, Ordering::Relaxed);
         let Some(mut intake) = try_lock(&self.owner.intake) else { return false };
+        if self.owner.is_blocked() {
+            // Who waits would be told when the socket takes more.
+            let (waiter, armed) = (&self.owner.poller_waiter, &mut intake.armed);
+            self.owner.wait(waiter, armed, None, Some(Duration::ZERO));
+        }
         let look = intake.glance(looks);
         self.owner.round(&mut intake, look, true).busy
     }
@@ -108,5 +113,31 @@ impl Core {
 impl fmt::Debug for Poller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Poller").field("device", &self.owner.name).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use secure_rdma_rdma::SendOperation;
+
+    use crate::common::{Terms, connected, request};
+
+    #[test]
+    fn who_only_polls_notices_that_a_full_socket_takes_more() {
+        let terms = Terms::default();
+        let (one, other) = connected(&terms);
+        let (ours, theirs) = (one.region(64), other.region(64));
+        other.receive(1, &theirs, 0, 64);
+        let poller = one.device.poller();
+        let owner = one.device.owner();
+        let (place, _) = owner.ports.sender(terms.address).unwrap();
+        owner.set_blocked(Some(place));
+        one.send(request(1, SendOperation::Send { immediate: None }, &ours, 0, 64));
+        poller.poll();
+        assert!(!owner.is_blocked(), "one look is enough");
+        while one.told.is_empty() {
+            poller.poll();
+        }
+        one.done();
     }
 }

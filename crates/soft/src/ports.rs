@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn each_family_has_its_two_sockets() {
+    fn each_family_has_its_sockets() {
         let ports = Ports::open(&any()).unwrap();
         for address in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
             let Some(family) = ports.of(address) else { continue };
@@ -127,7 +127,8 @@ mod tests {
             assert_eq!(family.receive.local().is_ipv4(), address.is_ipv4());
             assert!(family.send.port(address) >= FIRST_SOURCE_PORT);
             let (place, socket) = ports.sender(address).unwrap();
-            assert_eq!(socket.local().ip(), address);
+            // A host may have the family and not the address.
+            assert!(socket.local().ip() == address || address.is_ipv6());
             assert_eq!(ports.sending(place).map(Socket::local), Some(socket.local()));
         }
         assert!(ports.of(Ipv4Addr::LOCALHOST.into()).is_some());

@@ -36,8 +36,11 @@ pub(crate) struct Intake {
     receiver: Receiver,
     /// Datagrams to ask for in one call: few where they are batches of 64 KiB, or come one by one.
     most: usize,
-    /// Whether the last call gave as many as it asked for.
+    /// Whether the last call gave as many as it asked for, and nothing was looked for in vain since where it came.
     full: bool,
+    /// Whether peers that know nothing of the receive buffer may send: it is told when all has come then, so that one more is
+    /// asked for than comes most of the time.
+    unpaced: bool,
     /// The socket on which something came last.
     latest: usize,
     /// Whether batches are to come, of each socket.
@@ -129,7 +132,7 @@ impl Core {
         }
         let now = arrived.unwrap_or_else(Instant::now);
         if state.is_none() && !self.news.load(Ordering::Acquire) && !self.is_due(now) {
-            if self.wanted.load(Ordering::Acquire) && !self.is_blocked() {
+            if self.wanted.load(Ordering::SeqCst) && !self.is_blocked() {
                 self.flush(now);
             }
             return round;
@@ -188,7 +191,7 @@ impl Core {
         state: &mut Option<MutexGuard<'a, State>>,
         arrived: &mut Option<Instant>,
     ) -> (bool, bool) {
-        let most = intake.most.clamp(1, BATCH);
+        let most = intake.most.clamp(1 + usize::from(intake.unpaced), BATCH);
         let count = match family.receive.receive(&mut intake.receiver, most) {
             // An error is that of something sent earlier (an ICMP answer), or want of memory: none ends a socket.
             Ok(0) | Err(_) => {
@@ -206,6 +209,7 @@ impl Core {
         let state = state.get_or_insert_with(|| self.state());
         let all = count < most;
         let unpaced = state.engine.has_unpaced_peers();
+        intake.unpaced = unpaced;
         if unpaced {
             state.engine.set_backlog(now, true);
         }

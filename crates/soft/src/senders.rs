@@ -1,8 +1,8 @@
-//! The sockets of one address family that send: one for each own address that packets come from.
+//! The sockets of one address family that send: one for each of the own addresses that packets come from, as far as it goes.
 //!
 //! A socket that is bound to no address needs the source of each packet said with it (`IP_PKTINFO`), and the kernel takes as
 //! long to read that as to copy a short message. So each of the first few own addresses has a socket that is bound to it,
-//! once it is used. All others share one that is bound to none.
+//! once it is used. All others, and link-local ones, share one that is bound to none.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -17,7 +17,7 @@ use crate::socket::Socket;
 pub(crate) const FIRST_SOURCE_PORT: u16 = 0xC000;
 
 /// Own addresses that have a socket each.
-const MOST: usize = 8;
+const MOST: usize = 16;
 
 /// What a sending socket may hold back while its interface is busy: two full batches.
 const SEND_BUFFER: usize = 1 << 18;

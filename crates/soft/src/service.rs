@@ -80,6 +80,12 @@ impl Core {
         let woken = waiter.wait(armed, &self.ports, at, most, self.blocked_at());
         if woken.room {
             self.set_blocked(None);
+            // A poller that has gone to sleep meanwhile waits for that no more.
+            if self.pollers.load(Ordering::Acquire) > 0
+                && std::ptr::eq(waiter, &raw const self.service_waiter)
+            {
+                self.poller_waiter.wake();
+            }
         }
         woken.come
     }

@@ -88,6 +88,6 @@ impl Core {
     fn has_work(&self, now: Instant) -> bool {
         self.news.load(Ordering::Acquire)
             || self.is_due(now)
-            || (self.wanted.load(Ordering::Acquire) && !self.is_blocked())
+            || (self.wanted.load(Ordering::SeqCst) && !self.is_blocked())
     }
 }

@@ -64,25 +64,18 @@ impl Core {
                 self.wanted.store(false, Ordering::SeqCst);
             }
             let ended = self.drain(&mut outgoing, now.take());
+            if let Ended::Blocked(at) = ended {
+                // Before another finds the next socket full.
+                self.set_blocked(Some(at));
+                add(&self.traffic.send_waits, 1);
+            }
             drop(outgoing);
-            match ended {
-                Ended::Empty => {}
-                Ended::Turn => {
-                    self.wanted.store(true, Ordering::SeqCst);
-                    if !self.is_serving() {
-                        self.wake();
-                    }
-                    return;
+            if ended != Ended::Empty {
+                self.wanted.store(true, Ordering::SeqCst);
+                if !self.is_serving() {
+                    self.wake();
                 }
-                Ended::Blocked(at) => {
-                    self.set_blocked(Some(at));
-                    self.wanted.store(true, Ordering::SeqCst);
-                    self.traffic.send_waits.fetch_add(1, Ordering::Relaxed);
-                    if !self.is_serving() {
-                        self.wake();
-                    }
-                    return;
-                }
+                return;
             }
             // Another thread had something to send meanwhile.
             if !self.wanted.load(Ordering::SeqCst) {
@@ -113,9 +106,14 @@ impl Core {
                     let mut state = self.state();
                     let transmit = state.engine.poll_transmit(now, MOST_SEGMENTS, &mut outgoing.buffer);
                     more = state.engine.wants_to_transmit();
+                    // Who cannot be sent fails.
+                    let news = state.engine.has_news();
                     let wake = self.note_timeout(&mut state);
                     drop(state);
                     self.settle_graves();
+                    if news {
+                        self.announce();
+                    }
                     if wake && !self.is_serving() {
                         self.wake();
                     }

@@ -81,6 +81,15 @@ fn refused_requests_name_the_reason() {
 }
 
 #[test]
+fn what_cannot_be_sent_fails_and_its_handler_hears_of_it_although_nothing_comes() {
+    let (one, other) = connected(&Terms::default());
+    let theirs = other.region(64);
+    let unwritable = region(&one.device, 64, Access::empty());
+    one.send(request(1, SendOperation::Read { remote: remote(&theirs, 0) }, &unwritable, 0, 64));
+    assert_eq!(one.told.next().status, WcStatus::LOC_PROT_ERR);
+}
+
+#[test]
 fn a_message_that_meets_no_receive_is_given_up_after_its_retries() {
     let terms = Terms { rnr_retry: 1, ..Terms::default() };
     let (one, other) = connected(&terms);

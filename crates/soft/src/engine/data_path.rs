@@ -174,10 +174,10 @@ impl Engine {
 
     // -- news -------------------------------------------------------------------------------------------------------
 
-    /// Whether [`Engine::poll_completions`] is likely to have something.
+    /// Whether [`Engine::poll_completions`] or [`Engine::poll_event`] is likely to have something.
     #[must_use]
     pub fn has_news(&self) -> bool {
-        self.shared.schedule.has_news()
+        self.shared.schedule.has_news() || !self.shared.events.is_empty()
     }
 
     /// Appends to `into` all completions of one queue pair, oldest first, and tells whose they are.

@@ -2,7 +2,7 @@
 //!
 //! What RoCEv2 asks of a socket is unusual: never connected and `IP_PMTUDISC_PROBE`, so that Linux gives IPv4 ID 0,
 //! which the ICRC covers; `UDP_SEGMENT`, whose segments count the ID up; the source address of each packet by
-//! `IP_PKTINFO`; zero checksums accepted over IPv6; TOS and TTL of each packet. Compared for it were
+//! `IP_PKTINFO`, where the socket is bound to none; zero checksums accepted over IPv6; TOS and TTL of each packet. Compared for it were
 //!
 //! * `quinn-udp` 0.5: the options fit, but it leaves no say in DSCP or hop limit, turns `UDP_SEGMENT` off for the whole
 //!   socket at the first EINVAL of one destination, and keeps errors of `send` to itself;
@@ -12,8 +12,8 @@
 //!   headers that it keeps do not get their control lengths back, so that control messages are cut off from the
 //!   second call on.
 //!
-//! So it is `nix` for the options. The two calls of the data path are made here, straight to the kernel: `nix`'s `sendmsg`
-//! allocates memory each time, and the C library makes both of them points of cancellation, which takes two more atomic
+//! So it is `nix` for the options. The calls of the data path are made here, straight to the kernel: `nix`'s `sendmsg`
+//! allocates memory each time, and the C library makes each of them a point of cancellation, which takes two more atomic
 //! operations in a process with threads. A spinning ping-pong of short messages notices both.
 
 mod interface;

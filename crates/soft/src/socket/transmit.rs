@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use super::layout::{Control, Name};
 use super::{HOP_LIMIT, TRAFFIC_CLASS};
 
-/// What [`Socket::send`] sends.
+/// What [`super::Socket::send`] sends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Message<'a> {
     /// Own address that it comes from.
@@ -29,8 +29,8 @@ pub(crate) struct Message<'a> {
     pub(crate) bytes: &'a [u8],
 }
 
-/// Sends it by a socket that is bound to `local`. Of its control messages (source address, segment size, traffic class, hop limit) each costs the kernel some, so
-/// those that say what holds anyway are left out.
+/// Sends it by a socket that is bound to `local`. Of its control messages (source address, segment size, traffic class, hop
+/// limit) each costs the kernel some, so those that say what holds anyway are left out.
 pub(super) fn send(descriptor: i32, local: IpAddr, message: &Message<'_>) -> Result<(), Errno> {
     let mut control = Control::EMPTY;
     let length = match (message.source, message.destination) {
