@@ -47,6 +47,7 @@ impl LoopPoller {
         }
         // Otherwise the service thread stands in, and notices that this thread is back.
         let Some(mut intake) = try_lock(&core.intake) else { return Turn::Rest };
+        core.look_for_room(&mut intake);
         let mut rested = lock(&self.resting).take().filter(|_| readable);
         let mut look = intake.glance(1);
         for _ in 0..ROUNDS {

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::core::{Core, Owner, try_lock};
-use crate::receive::Sockets;
+use crate::receive::{Intake, Sockets};
 
 /// While it lives its holder, and not the service thread, receives, handles timeouts and calls handlers: a thread that
 /// waits for an answer need not be woken by another. One that looks again and again sees a packet within a microsecond,
@@ -40,11 +40,7 @@ impl Poller {
     pub fn poll(&self) -> bool {
         let looks = self.owner.polls.fetch_add(1, Ordering::Relaxed);
         let Some(mut intake) = try_lock(&self.owner.intake) else { return false };
-        if self.owner.is_blocked() {
-            // Who waits would be told when the socket takes more.
-            let (waiter, armed) = (&self.owner.poller_waiter, &mut intake.armed);
-            self.owner.wait(waiter, armed, None, Some(Duration::ZERO));
-        }
+        self.owner.look_for_room(&mut intake);
         let look = intake.glance(looks);
         self.owner.round(&mut intake, look, true).busy
     }
@@ -102,6 +98,13 @@ impl Core {
         self.wake_service();
     }
 
+    /// Looks whether a socket that was full takes more: who waits is told, and who polls must ask.
+    pub(crate) fn look_for_room(&self, intake: &mut Intake) {
+        if self.is_blocked() {
+            self.wait(&self.poller_waiter, &mut intake.armed, None, Some(Duration::ZERO));
+        }
+    }
+
     pub(crate) fn remove_poller(&self) {
         if self.pollers.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.with(|state| state.engine.set_watched(self.pollers.load(Ordering::Acquire) > 0));
@@ -120,24 +123,37 @@ impl fmt::Debug for Poller {
 mod tests {
     use secure_rdma_rdma::SendOperation;
 
-    use crate::common::{Terms, connected, request};
+    use crate::common::{End, Terms, connected, request};
 
-    #[test]
-    fn who_only_polls_notices_that_a_full_socket_takes_more() {
-        let terms = Terms::default();
-        let (one, other) = connected(&terms);
-        let (ours, theirs) = (one.region(64), other.region(64));
-        other.receive(1, &theirs, 0, 64);
-        let poller = one.device.poller();
+    /// One that is full, until it is waited for once.
+    fn full(one: &End, terms: &Terms) {
         let owner = one.device.owner();
         let (place, _) = owner.ports.sender(terms.address).unwrap();
         owner.set_blocked(Some(place));
-        one.send(request(1, SendOperation::Send { immediate: None }, &ours, 0, 64));
-        poller.poll();
-        assert!(!owner.is_blocked(), "one look is enough");
-        while one.told.is_empty() {
-            poller.poll();
+    }
+
+    #[test]
+    fn who_only_looks_notices_that_a_full_socket_takes_more() {
+        let terms = Terms::default();
+        for of_a_loop in [false, true] {
+            let (one, other) = connected(&terms);
+            let (ours, theirs) = (one.region(64), other.region(64));
+            other.receive(1, &theirs, 0, 64);
+            let look: Box<dyn Fn()> = if of_a_loop {
+                let poller = one.device.loop_poller();
+                Box::new(move || _ = poller.turn(false, false))
+            } else {
+                let poller = one.device.poller();
+                Box::new(move || _ = poller.poll())
+            };
+            full(&one, &terms);
+            one.send(request(1, SendOperation::Send { immediate: None }, &ours, 0, 64));
+            look();
+            assert!(!one.device.owner().is_blocked(), "one look is enough");
+            while one.told.is_empty() {
+                look();
+            }
+            one.done();
         }
-        one.done();
     }
 }
