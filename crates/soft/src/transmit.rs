@@ -48,7 +48,7 @@ enum Ended {
 
 impl Core {
     /// Sends what there is to send. Never blocks: if another thread is sending it takes that over, and if a socket takes
-    /// no more the service thread waits for it.
+    /// no more, whoever looks for packets looks for that, too.
     /// It is `now`, or a moment later.
     pub(crate) fn flush(&self, now: Instant) {
         let mut now = Some(now);

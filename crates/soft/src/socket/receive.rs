@@ -124,13 +124,13 @@ impl Receiver {
 unsafe fn receive_into(descriptor: i32, headers: &mut [libc::mmsghdr]) -> Result<usize, Errno> {
     let flags = libc::MSG_DONTWAIT;
     if let [one] = headers {
-        // SAFETY: the caller's.
+        // SAFETY: the caller says that the headers point to such places.
         let answer = unsafe { libc::syscall(libc::SYS_recvmsg, descriptor, &raw mut one.msg_hdr, flags) };
         one.msg_len = libc::c_uint::try_from(Errno::result(answer)?).unwrap_or(0);
         return Ok(1);
     }
     let none = std::ptr::null_mut::<libc::timespec>();
-    // SAFETY: the caller's.
+    // SAFETY: the caller says that the headers point to such places.
     let answer = unsafe {
         libc::syscall(libc::SYS_recvmmsg, descriptor, headers.as_mut_ptr(), headers.len(), flags, none)
     };

@@ -33,7 +33,7 @@ pub(crate) struct Message<'a> {
 /// limit) each costs the kernel some, so those that say what holds anyway are left out.
 pub(super) fn send(descriptor: i32, local: IpAddr, message: &Message<'_>) -> Result<(), Errno> {
     let mut control = Control::EMPTY;
-    let length = match (message.source, message.destination) {
+    let mut length = match (message.source, message.destination) {
         (IpAddr::V4(_), SocketAddr::V4(_)) | (IpAddr::V6(_), SocketAddr::V6(_))
             if message.source == local =>
         {
@@ -57,7 +57,6 @@ pub(super) fn send(descriptor: i32, local: IpAddr, message: &Message<'_>) -> Res
         IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TOS, libc::IP_TTL),
         IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, libc::IPV6_HOPLIMIT),
     };
-    let mut length = length;
     if let Some(size) = message.segment_size {
         length = control.push(length, libc::SOL_UDP, libc::UDP_SEGMENT, &size.to_ne_bytes());
     }
