@@ -36,8 +36,8 @@ class Played {
     this.end ??= this.destroyed
   }
   look(words: Float64Array): void {
-    // As crates/node/src/news.rs has it: no id, flags, what is done, and no messages.
-    words.set([0, this.end === null ? 0 : 1, this.acknowledged, 0])
+    // As crates/node/src/news.rs has it: no id, flags (always that there may be more), what is done, and no messages.
+    words.set([0, this.end === null ? 4 : 5, this.acknowledged, 0])
     this.#answer('look', undefined)
   }
   // Something else than a short message is there once it has ended.

@@ -1,5 +1,6 @@
 // Messages that are sent within one turn of JavaScript cross together, and short ones come together: nobody may notice.
 
+import { setTimeout as sleep } from 'node:timers/promises'
 import { allocate, RdmaError } from 'secure-rdma'
 import { deviceTest } from './_device.js'
 import { join, serve, until } from './_peers.js'
@@ -77,6 +78,60 @@ deviceTest(
     )
   },
 )
+
+deviceTest('messages that come while nobody takes them are counted, and keep their order', async (t, place) => {
+  const { client, accepted } = await join(t, await serve(t, place))
+  let sent = 0
+  let taken = 0
+  const expect = (messages: readonly (Buffer | null)[] | null): void => {
+    for (const message of messages ?? [null]) t.is(message?.[0], taken++ & 255)
+  }
+  for (const takeSome of [
+    async () => {
+      expect([await accepted.receive()])
+    },
+    async () => {
+      expect(await accepted.receiveBatch({ limit: 3 }))
+    },
+  ]) {
+    // Whoever has asked in vain is given what comes together with the news of it.
+    const first = accepted.receive()
+    for (let burst = 0; burst < 5; burst++) {
+      const lengths = [10, 10, 10, burst % 2 === 0 ? 20_000 : 10, 10, 10]
+      await Promise.all(lengths.map(async (length) => client.send(Buffer.alloc(length, sent++))))
+      if (burst === 0) expect([await first])
+      else if (burst === 2) await takeSome()
+      await until('all have come', () => accepted.stats().messagesReady === sent - taken)
+    }
+    // At the most one of three long ones has been taken.
+    t.true(accepted.stats().bytesReady > 20_000 + (sent - taken) * 10)
+    while (taken < sent) await takeSome()
+    t.is(accepted.stats().messagesReady, 0)
+  }
+})
+
+deviceTest('whoever stops taking messages is given a few more, and then makes the peer wait', async (t, place) => {
+  const { client, accepted } = await join(t, await serve(t, place, { receiveBufferSize: 10_000 }))
+  const first = accepted.receive()
+  // Burst after burst, so that each could come with news of its own.
+  let arrived = 0
+  const sends: Promise<unknown>[] = []
+  for (let burst = 0; burst < 200; burst++) {
+    for (let index = 0; index < 40; index++) {
+      sends.push(client.send(Buffer.alloc(100, burst)).then(() => arrived++))
+    }
+    await sleep(1)
+  }
+  t.is((await first)?.length, 100)
+  await sleep(300)
+  // What the receive buffer, its 16 segments and two crossings can hold.
+  t.true(arrived < 1200, `${arrived} of ${sends.length}`)
+  for (let index = 1; index < sends.length; index++) {
+    const message = await accepted.receive()
+    if (message?.[0] !== Math.floor(index / 40)) t.fail(`message ${index}`)
+  }
+  await Promise.all(sends)
+})
 
 deviceTest('operations of the turn keep their place among the messages, and their outcomes', async (t, place) => {
   const { client, accepted } = await join(t, await serve(t, place))

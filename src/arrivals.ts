@@ -6,11 +6,14 @@ import { PromiseQueue } from './waiting.js'
 /** How many are given out before the event loop has its turn. */
 const AT_ONCE = 64
 
+/** Takes what has come: `false` when nothing has yet, `null` when no more will. */
+export type Take<T> = () => T | null | false | NativeError
+
 /** What comes from the peer, one after the other, and those who wait for it. */
 export class Arrivals<T> {
-  readonly #take: () => T | null | false | NativeError
+  readonly #take: Take<T>
   readonly #failure: (error: NativeError) => Error
-  readonly #waiting = new PromiseQueue<T | null>()
+  readonly #waiting = new PromiseQueue<unknown, Take<unknown>>()
   /** Given out since the event loop last had its turn, and which turn that was. */
   #served = 0
   #turn = 0
@@ -18,29 +21,34 @@ export class Arrivals<T> {
   #rests = false
 
   /**
-   * @param take the next one; `false` when none is there yet, `null` when no more will come
+   * @param take takes the next one
    * @param failure makes the error that users see
    */
-  constructor(take: () => T | null | false | NativeError, failure: (error: NativeError) => Error) {
+  constructor(take: Take<T>, failure: (error: NativeError) => Error) {
     this.#take = take
     this.#failure = failure
   }
 
-  /** Whether somebody waits. */
-  get isAwaited(): boolean {
-    return !this.#waiting.isEmpty
+  /** How many wait. */
+  get awaited(): number {
+    return this.#waiting.size
   }
 
   /** The next one, or `null` at the end. Served in the order of the calls. */
   next(signal: AbortSignal | undefined): Promise<T | null> {
+    return this.ask(this.#take, signal)
+  }
+
+  /** What `take` takes, or `null` at the end. Served in the order of the calls. */
+  ask<U>(take: Take<U>, signal: AbortSignal | undefined): Promise<U | null> {
     if (this.#waiting.isEmpty && this.#mayServe()) {
-      const arrived = this.#take()
+      const arrived = take()
       if (arrived !== false) {
         this.#served++
         return isError(arrived) ? Promise.reject(this.#failure(arrived)) : Promise.resolve(arrived)
       }
     }
-    return this.#waiting.add(signal)
+    return this.#waiting.add(signal, take) as Promise<U | null>
   }
 
   /** So many more have been given out otherwise. */
@@ -50,12 +58,13 @@ export class Arrivals<T> {
 
   /** Gives what is there to those who wait. */
   serve(): void {
-    while (!this.#waiting.isEmpty && this.#mayServe()) {
-      const arrived = this.#take()
+    for (let first = this.#waiting.first; first && this.#mayServe(); first = this.#waiting.first) {
+      const arrived = first.purpose()
       if (arrived === false) return
       this.#served++
-      if (isError(arrived)) this.#waiting.reject(this.#failure(arrived))
-      else this.#waiting.resolve(arrived)
+      this.#waiting.remove(first)
+      if (isError(arrived)) first.reject(this.#failure(arrived))
+      else first.resolve(arrived)
     }
   }
 

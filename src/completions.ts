@@ -8,6 +8,7 @@ export type Outcomes = (bigint | undefined)[]
 const MOST_SETTLED = 1024
 
 const nothing = (): void => undefined
+const none: Outcomes = []
 
 /** Someone who waits for what was posted. */
 interface Wait {
@@ -27,6 +28,8 @@ interface Entry {
   readonly last: number
   /** Whether more may have come of it than its having been carried out. */
   readonly hasOutcomes: boolean
+  /** How many outcomes who waits is told: none of messages alone. */
+  readonly shown: number
   /** Gone where it waits no more. */
   wait: Wait | MessageWait | undefined
 }
@@ -55,7 +58,7 @@ export class Completions {
 
   /** Has `wait` told when what was posted last, `first` to `last`, is over. */
   add(first: number, last: number, wait: MessageWait): void {
-    this.#entries.push({ first, last, hasOutcomes: false, wait })
+    this.#entries.push({ first, last, hasOutcomes: false, shown: 0, wait })
   }
 
   /** Waits until what was posted last, from `first` to `last`, is over. */
@@ -78,7 +81,7 @@ export class Completions {
           reject(error)
         },
       }
-      const entry: Entry = { first, last, hasOutcomes, wait }
+      const entry: Entry = { first, last, hasOutcomes, shown: last - first + 1, wait }
       // First what may throw, where a signal is none.
       stop = onAbort(signal, (signal) => {
         this.#forget(entry)
@@ -123,10 +126,10 @@ export class Completions {
     return done
   }
 
-  #finish({ first, last, hasOutcomes, wait }: Entry): void {
+  #finish({ first, last, hasOutcomes, shown, wait }: Entry): void {
     if (!wait) return
     if (!hasOutcomes) {
-      wait.resolve(new Array<undefined>(last - first + 1).fill(undefined))
+      wait.resolve(shown > 0 ? new Array<undefined>(shown).fill(undefined) : none)
       return
     }
     this.#withOutcomes--

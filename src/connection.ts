@@ -184,8 +184,7 @@ export class Connection implements AsyncDisposable {
   async receiveBatch(options: ReceiveBatchOptions = {}): Promise<Buffer[] | null> {
     const signal = signalOf(options)
     const limit = options.limit === undefined ? BATCH : whole(1, 65_536)(options.limit, 'options.limit')
-    const first = await this.#receiver.receive(signal)
-    return first === null ? null : this.#receiver.batch(first, limit)
+    return this.#receiver.batch(limit, signal)
   }
 
   /** All messages until the end. Leaving the loop closes nothing: another loop, or `receive()`, goes on from there. */
@@ -462,7 +461,7 @@ export class Connection implements AsyncDisposable {
 
   /** What has arrived before the end is given out before the end is told: both are of one moment. */
   #news(news = look(this.#native)): void {
-    this.#receiver.add(news.messages)
+    this.#receiver.add(news)
     this.#plane.news(news)
     this.#receiver.serve()
     if ((news.flags & OVER) === 0 || this.#ending.outcome) return

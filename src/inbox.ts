@@ -1,5 +1,5 @@
 import type { NativeConnection, NativeError } from '#binding'
-import { copyOf, receiveShort, type Packed } from './news.js'
+import { copyOf, hasMore, receiveShort, type News, type Packed } from './news.js'
 
 /**
  * What makes a Buffer of given memory: the class that `subarray` makes its Buffers of (`Buffer[Symbol.species]`). `Buffer.from`
@@ -12,8 +12,7 @@ const View = (
 const nothing: Packed = { bytes: Buffer.alloc(0), lengths: [] }
 
 /**
- * Messages on their way from native code to whoever receives them: short ones cross several at a time, also with the news
- * where one was asked for in vain.
+ * Messages on their way from native code to whoever receives them: short ones cross several at a time, mostly with the news.
  *
  * @internal
  */
@@ -23,6 +22,10 @@ export class Inbox {
   /** The next one of `#packed`, and where it begins. */
   #next = 0
   #begin = 0
+  /** What crossed before `#packed` was taken. */
+  readonly #behind: Packed[] = []
+  /** Whether native code may have more. Where it has none, the news tell of the next. */
+  #hasMore = true
 
   constructor(native: NativeConnection) {
     this.#native = native
@@ -30,42 +33,55 @@ export class Inbox {
 
   /** Messages that have crossed and wait. */
   get ready(): number {
-    return this.#packed.lengths.length - this.#next
+    return this.#behind.reduce((count, { lengths }) => count + lengths.length, this.#packed.lengths.length - this.#next)
   }
 
   /** Their bytes. */
   get readyBytes(): number {
-    return this.#packed.bytes.length - this.#begin
+    return this.#behind.reduce((count, { bytes }) => count + bytes.length, this.#packed.bytes.length - this.#begin)
   }
 
-  /** Takes what came with the news: only who has asked in vain, and so has nothing, is given any. */
-  add(packed: Packed | undefined): void {
-    if (!packed) return
-    if (this.ready > 0) throw new Error('messages came with the news to who had some')
-    this.#hold(packed)
+  /** Takes what came with the news. */
+  add(news: News): void {
+    const { messages } = news
+    this.#hasMore = hasMore(news)
+    if (!messages) return
+    if (this.#packed === nothing) {
+      this.#hold(messages)
+      return
+    }
+    // Nobody takes them as they come: what comes now stays where it makes the peer wait.
+    this.#behind.push(messages)
+    this.#native.keepMessages()
   }
 
   /** The next message; `false` when there is none yet; `null` when no more will come; why the connection failed. */
   next(): Buffer | false | null | NativeError {
-    if (this.ready > 0) return this.#shift()
-    const more = receiveShort(this.#native)
-    if (more === false) return false
-    if (more === undefined) return this.#native.receive() as Buffer | false | null | NativeError
-    this.#hold(more)
-    return this.#shift()
+    const alone = this.#cross()
+    return alone === undefined ? this.#shift() : alone
   }
 
-  /** Adds the messages that follow to `batch`, until it has `limit`; they share memory. What is no message stays. */
-  fill(batch: Buffer[], limit: number): void {
-    while (batch.length < limit) {
-      if (this.ready > 0) {
-        this.#show(batch, limit)
-        continue
-      }
-      const next = this.next()
-      if (!(next instanceof Uint8Array)) return
-      batch.push(next)
+  /** The same of it and those that follow, `limit` at the most; they share memory. What is no message stays. */
+  batch(limit: number): Buffer[] | false | null | NativeError {
+    const batch: Buffer[] = []
+    for (;;) {
+      const alone = this.#cross()
+      if (alone === undefined) this.#show(batch, limit)
+      else if (alone instanceof Uint8Array) batch.push(alone)
+      else return batch.length > 0 ? batch : alone
+      if (batch.length === limit) return batch
     }
+  }
+
+  /** `undefined` where messages have crossed together, now or before: else what crosses alone. */
+  #cross(): Buffer | false | null | NativeError | undefined {
+    if (this.#packed !== nothing) return undefined
+    if (!this.#hasMore) return false
+    const { messages, hasMore } = receiveShort(this.#native)
+    this.#hasMore = hasMore
+    if (!messages) return hasMore && (this.#native.receive() as Buffer | false | null | NativeError)
+    this.#hold(messages)
+    return undefined
   }
 
   /** Adds what has crossed. */
@@ -98,6 +114,6 @@ export class Inbox {
 
   /** What has been given out is not held here. */
   #rest(): void {
-    if (this.ready === 0) this.#hold(nothing)
+    if (this.#next === this.#packed.lengths.length) this.#hold(this.#behind.shift() ?? nothing)
   }
 }

@@ -11,14 +11,22 @@ export interface News {
   /** Every id up to this one has been acknowledged. */
   readonly done: number
   readonly flags: number
-  /** Messages, where somebody had asked for one in vain. */
+  /** Messages, where all that came before had been taken. */
   readonly messages: Packed | undefined
+}
+
+/** What has crossed, and whether native code has more. */
+export interface Given {
+  readonly messages: Packed | undefined
+  readonly hasMore: boolean
 }
 
 /** The connection is over. */
 export const OVER = 1
 /** Operations have outcomes. */
 export const OUTCOMES = 2
+/** Native code has more to give than the messages that came with this. */
+const MORE = 4
 
 const HEAD = 4
 const words = new Float64Array(2048)
@@ -41,14 +49,20 @@ export function drain(
 export function look(native: NativeConnection): News {
   native.look(words, bytes)
   const [entry] = read(HEAD)
-  return entry?.[1] ?? { done: 0, flags: OVER, messages: undefined }
+  return entry?.[1] ?? { done: 0, flags: OVER | MORE, messages: undefined }
 }
 
-/** Short messages that are there; `false` when there is nothing, `undefined` when `native.receive()` gives what comes next. */
-export function receiveShort(native: NativeConnection): Packed | false | undefined {
-  const count = native.receiveShort(words, bytes)
-  if (count < 0) return undefined
-  return count > 0 && unpack(0, count, 0)
+/** Whether native code has more to give than came with these news. */
+export function hasMore(news: News): boolean {
+  return (news.flags & MORE) !== 0
+}
+
+/** Short messages that are there. If there are none, and still more is said to be there, `native.receive()` gives it. */
+export function receiveShort(native: NativeConnection): Given {
+  const answer = native.receiveShort(words, bytes)
+  const hasMore = answer < 0
+  const count = hasMore ? -1 - answer : answer
+  return { messages: count > 0 ? unpack(0, count, 0) : undefined, hasMore }
 }
 
 /** All of it at once: whoever is told may ask for more, and that comes to lie here too. */

@@ -5,7 +5,7 @@ import { abortError } from './abort.js'
 import { Arrivals } from './arrivals.js'
 import { Claim } from './claims.js'
 import { Inbox } from './inbox.js'
-import type { Packed } from './news.js'
+import type { News } from './news.js'
 
 /** Gives messages to those who wait for them, in the order of their calls, or to one stream alone. @internal */
 export class Receiver {
@@ -22,7 +22,7 @@ export class Receiver {
 
   /** Whether somebody waits. */
   get isAwaited(): boolean {
-    return this.#arrivals.isAwaited
+    return this.#arrivals.awaited > 0
   }
 
   /** Messages that have crossed and wait. */
@@ -36,8 +36,8 @@ export class Receiver {
   }
 
   /** Takes what came with the news. */
-  add(packed: Packed | undefined): void {
-    this.#inbox.add(packed)
+  add(news: News): void {
+    this.#inbox.add(news)
   }
 
   /** Gives what is there to those who wait. */
@@ -57,12 +57,17 @@ export class Receiver {
     return this.#arrivals.next(undefined)
   }
 
-  /** A message, and those behind it that have arrived: `limit` in all at the most. */
-  batch(first: Buffer, limit: number): Buffer[] {
-    const batch = [first]
-    // Whoever else waits has asked before for what comes now.
-    if (!this.#arrivals.isAwaited) this.#inbox.fill(batch, limit)
-    this.#arrivals.count(batch.length - 1)
+  /** The messages that are there, at least one and `limit` at the most, for whoever is no stream; `null` at the end. */
+  batch(limit: number, signal: AbortSignal | undefined): Promise<Buffer[] | null> {
+    if (signal?.aborted) throw abortError(signal)
+    this.claim.refuse('receiveBatch()')
+    return this.#arrivals.ask(() => this.#takeBatch(limit), signal)
+  }
+
+  #takeBatch(limit: number): Buffer[] | null | false | NativeError {
+    // What follows the first belongs to who waits behind.
+    const batch = this.#inbox.batch(this.#arrivals.awaited > 1 ? 1 : limit)
+    if (Array.isArray(batch)) this.#arrivals.count(batch.length - 1)
     return batch
   }
 }

@@ -196,7 +196,7 @@ export class Server implements AsyncDisposable {
   async #take(signal: AbortSignal | undefined): Promise<Connection | null> {
     if (signal?.aborted) throw abortError(signal)
     if (this.#isClosed) return null
-    const wait = this.#accepts.add(signal)
+    const wait = this.#accepts.add(signal, undefined)
     this.#serve()
     return wait
   }

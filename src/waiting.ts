@@ -20,10 +20,19 @@ export function defer<T>(): Deferred<T> {
   return { promise, ...waiting }
 }
 
-/** Promises that are settled one after the other, in the order in which they were asked for. */
-export class PromiseQueue<T> {
+/** Someone in a queue, and what for. */
+interface Queued<T, P> extends Waiting<T> {
+  readonly purpose: P
+}
+
+/**
+ * Promises that are settled one after the other, in the order in which they were asked for.
+ *
+ * @typeParam P what tells those who settle them what each is for
+ */
+export class PromiseQueue<T, P = undefined> {
   // A set keeps the order, and an aborted wait leaves it at once wherever it stands.
-  readonly #waiting = new Set<Waiting<T>>()
+  readonly #waiting = new Set<Queued<T, P>>()
 
   get isEmpty(): boolean {
     return this.#waiting.size === 0
@@ -33,15 +42,22 @@ export class PromiseQueue<T> {
     return this.#waiting.size
   }
 
+  /** The one that has waited longest. */
+  get first(): Queued<T, P> | undefined {
+    for (const first of this.#waiting) return first
+    return undefined
+  }
+
   /** One more promise. Aborting takes it out of the queue. */
-  add(signal: AbortSignal | undefined): Promise<T> {
+  add(signal: AbortSignal | undefined, purpose: P): Promise<T> {
     if (signal === undefined) {
       return new Promise((resolve, reject) => {
-        this.#waiting.add({ resolve, reject })
+        this.#waiting.add({ resolve, reject, purpose })
       })
     }
     return new Promise((resolve, reject) => {
-      const waiting: Waiting<T> = {
+      const waiting: Queued<T, P> = {
+        purpose,
         resolve: (value) => {
           stop()
           resolve(value)
@@ -67,6 +83,11 @@ export class PromiseQueue<T> {
     })
   }
 
+  /** Takes one out of the queue, who is to be settled then. */
+  remove(one: Queued<T, P>): void {
+    this.#waiting.delete(one)
+  }
+
   /** Settles the one that has waited longest. */
   resolve(value: T): void {
     this.#shift()?.resolve(value)
@@ -78,10 +99,8 @@ export class PromiseQueue<T> {
   }
 
   #shift(): Waiting<T> | undefined {
-    for (const first of this.#waiting) {
-      this.#waiting.delete(first)
-      return first
-    }
-    return undefined
+    const { first } = this
+    if (first) this.#waiting.delete(first)
+    return first
   }
 }

@@ -76,7 +76,7 @@ pub struct NativeConnection {
 /// What an environment knows of it.
 pub(crate) struct Held {
     pub(crate) connection: Connection,
-    /// Whether JavaScript has asked for a message in vain.
+    /// Whether messages go to JavaScript with the news: it has been given all there were.
     pub(crate) wanted: AtomicBool,
 }
 

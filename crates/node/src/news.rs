@@ -5,12 +5,12 @@
 //! | word | |
 //! | --- | --- |
 //! | 0 | the object's id |
-//! | 1 | flags of a connection: 1 it is over, 2 operations have outcomes; or -1: the object is none |
+//! | 1 | flags of a connection: 1 it is over, 2 operations have outcomes, 4 there is more to receive; or -1: the object is none |
 //! | 2 | every id up to this one has been acknowledged, as `sent` tells |
 //! | 3 | number of messages |
 //! | 4 … | the length of each; their bytes follow each other in the array of bytes, after those of the objects before |
 //!
-//! Messages come so where JavaScript has asked for one in vain. `src/news.ts` reads it.
+//! Messages come so for as long as JavaScript has taken all that came before; what is left it asks for. `src/news.ts` reads it.
 
 use std::sync::atomic::Ordering;
 
@@ -34,6 +34,7 @@ const HEAD: usize = 4;
 /// Flags of a connection.
 const OVER: u32 = 1;
 const OUTCOMES: u32 = 2;
+const MORE: u32 = 4;
 
 #[napi]
 impl Environment {
@@ -66,8 +67,9 @@ impl NativeConnection {
         Page { words, bytes }.write(0, Some(self.held()));
     }
 
-    /// Moves short messages that are ready to `bytes`, one behind the other, and their lengths to `words`. Gives their number;
-    /// 0 when there is nothing: the next ones come with the news; -1 when `receive` gives what comes next.
+    /// Moves short messages that are ready to `bytes`, one behind the other, and their lengths to `words`. Gives their number:
+    /// the next ones come with the news. Where there is more already, it gives the number itself, less 1 and negative; -1 when
+    /// `receive` gives what comes next.
     #[napi(catch_unwind)]
     #[must_use]
     pub fn receive_short(&self, mut words: Float64ArraySlice<'_>, mut bytes: Uint8ArraySlice<'_>) -> i32 {
@@ -81,12 +83,15 @@ impl NativeConnection {
         let mut page = Page { words, bytes };
         let mut count = 0;
         let look = self.connection().look(|message| page.take(message, &mut count));
-        // What comes with the news comes only to who has nothing.
-        self.held().wanted.store(count == 0 && !look.receives, Ordering::Relaxed);
-        match count {
-            0 if look.receives => -1,
-            count => i32::try_from(count).unwrap_or(i32::MAX),
-        }
+        self.held().wanted.store(!look.receives, Ordering::Relaxed);
+        let count = i32::try_from(count).unwrap_or(i32::MAX);
+        if look.receives { -1 - count } else { count }
+    }
+
+    /// No messages with the news, until `receive_short` has given all there are: those that came last have not been taken yet.
+    #[napi(catch_unwind)]
+    pub fn keep_messages(&self) {
+        self.held().wanted.store(false, Ordering::Relaxed);
     }
 }
 
@@ -111,16 +116,16 @@ impl Page<'_> {
 
     fn look(&mut self, held: &Held) -> (f64, u64, usize) {
         if refuse_fork().is_err() {
-            return (OVER.into(), 0, 0);
+            return ((OVER | MORE).into(), 0, 0);
         }
         let wanted = held.wanted.load(Ordering::Relaxed);
         let mut count = 0;
         let look = held.connection.look(|message| wanted && self.take(message, &mut count));
-        if count > 0 {
+        if look.receives {
             held.wanted.store(false, Ordering::Relaxed);
         }
         let flag = |is: bool, flag: u32| if is { flag } else { 0 };
-        let flags = flag(look.is_over, OVER) | flag(look.has_outcomes, OUTCOMES);
+        let flags = flag(look.is_over, OVER) | flag(look.has_outcomes, OUTCOMES) | flag(look.receives, MORE);
         (flags.into(), look.done, count)
     }
 
