@@ -51,6 +51,25 @@ deviceTest('a batch is copied before sendBatch() returns, and counts among other
   t.deepEqual(((await both[1]) as Buffer[]).map(String), ['fgh'])
 })
 
+deviceTest('whoever transfers the memory of a batch takes nothing from those behind', async (t, place) => {
+  const { client, accepted } = await join(t, await serve(t, place))
+  const waiting = [accepted.receiveBatch({ limit: 3 }), accepted.receive()]
+  await client.sendBatch(Array.from({ length: 100 }, (_, index) => Buffer.alloc(100, index)))
+  const taken = [await waiting[0], [await waiting[1]], await accepted.receiveBatch({ limit: 3 })].flat() as Buffer[]
+  for (const { buffer } of taken) {
+    try {
+      structuredClone(buffer, { transfer: [buffer as ArrayBuffer] })
+    } catch {
+      // Node's own pool cannot be transferred, and what was transferred cannot be again.
+    }
+  }
+  let next = taken.length
+  while (next < 100) {
+    const messages = (await accepted.receiveBatch({ limit: 7 })) ?? []
+    for (const message of messages) t.true(message.equals(Buffer.alloc(100, next++)))
+  }
+})
+
 deviceTest('what is refused of a batch is refused as a whole', async (t, place) => {
   const options = { maxMessageSize: 1000, sendBufferSize: 100_000, receiveBufferSize: 10_000 }
   const { client, accepted } = await join(t, await serve(t, place, options))

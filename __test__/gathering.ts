@@ -94,7 +94,7 @@ deviceTest('messages that come while nobody takes them are counted, and keep the
       expect(await accepted.receiveBatch({ limit: 3 }))
     },
   ]) {
-    // Whoever has asked in vain is given what comes together with the news of it.
+    // To whoever has taken all, messages come with the news.
     const first = accepted.receive()
     for (let burst = 0; burst < 5; burst++) {
       const lengths = [10, 10, 10, burst % 2 === 0 ? 20_000 : 10, 10, 10]

@@ -28,7 +28,7 @@ interface Entry {
   readonly last: number
   /** Whether more may have come of it than its having been carried out. */
   readonly hasOutcomes: boolean
-  /** How many outcomes who waits is told: none of messages alone. */
+  /** How many outcomes who waits is told: none who waits for messages without more ado. */
   readonly shown: number
   /** Gone where it waits no more. */
   wait: Wait | MessageWait | undefined

@@ -12,7 +12,7 @@ import type { DuplexOptions } from './duplex.js'
 import { Ending } from './ending.js'
 import { forget, Hold, reassign } from './events.js'
 import { Messages } from './messages.js'
-import { look, OVER } from './news.js'
+import { look, OVER, type News } from './news.js'
 import { Operations } from './operations.js'
 import { Pack } from './pack.js'
 import { toPeer, type Peer } from './peer.js'
@@ -71,8 +71,12 @@ export class Connection implements AsyncDisposable {
     this.#hold = new Hold()
     this.#id = id
     reassign(id, {
+      bring: (news) => {
+        this.#receiver.add(news)
+      },
       news: (news) => {
-        this.#news(news)
+        if (news) this.#tell(news)
+        else this.#news()
       },
     })
     this.#news()
@@ -459,9 +463,14 @@ export class Connection implements AsyncDisposable {
     return this.#plane.send(bytes, length, signal)
   }
 
-  /** What has arrived before the end is given out before the end is told: both are of one moment. */
-  #news(news = look(this.#native)): void {
+  #news(): void {
+    const news = look(this.#native)
     this.#receiver.add(news)
+    this.#tell(news)
+  }
+
+  /** What has arrived before the end is given out before the end is told: both are of one moment. */
+  #tell(news: News): void {
     this.#plane.news(news)
     this.#receiver.serve()
     if ((news.flags & OVER) === 0 || this.#ending.outcome) return

@@ -3,6 +3,11 @@ import { drain, type News } from './news.js'
 
 /** Something that lives in native code and may have news. */
 export interface Source {
+  /**
+   * Takes in what the news of a connection bring, before anybody is told any news: to be told may lead to a later look at
+   * another connection. Must run no code of the user's.
+   */
+  bring?(news: News): void
   /** Called when there is news, with what it is where that is a connection's; must not throw. */
   news(news?: News): void
 }
@@ -14,11 +19,15 @@ let turn = 0
 
 const environment = new native.Environment(() => {
   turn++
-  drain(ask, tell)
+  drain(ask, bring, tell)
 })
 
 function ask(words: Float64Array, bytes: Uint8Array): number {
   return environment.drain(words, bytes)
+}
+
+function bring(id: number, news: News): void {
+  sources.get(id)?.bring?.(news)
 }
 
 function tell(id: number, news: News | undefined): void {

@@ -1,4 +1,5 @@
 import type { NativeConnection, NativeError } from '#binding'
+import { isError } from './native.js'
 import { copyOf, hasMore, receiveShort, type News, type Packed } from './news.js'
 
 /**
@@ -64,13 +65,13 @@ export class Inbox {
   /** The same of it and those that follow, `limit` at the most; they share memory. What is no message stays. */
   batch(limit: number): Buffer[] | false | null | NativeError {
     const batch: Buffer[] = []
-    for (;;) {
+    while (batch.length < limit) {
       const alone = this.#cross()
       if (alone === undefined) this.#show(batch, limit)
-      else if (alone instanceof Uint8Array) batch.push(alone)
-      else return batch.length > 0 ? batch : alone
-      if (batch.length === limit) return batch
+      else if (alone === false || alone === null || isError(alone)) return batch.length > 0 ? batch : alone
+      else batch.push(alone)
     }
+    return batch
   }
 
   /** `undefined` where messages have crossed together, now or before: else what crosses alone. */
@@ -84,15 +85,19 @@ export class Inbox {
     return undefined
   }
 
-  /** Adds what has crossed. */
+  /** Adds what has crossed, in memory that has nothing of what stays. */
   #show(batch: Buffer[], limit: number): void {
     const { bytes, lengths } = this.#packed
-    const { buffer, byteOffset } = bytes
-    const end = Math.min(lengths.length, this.#next + limit - batch.length)
-    for (; this.#next < end; this.#next++) {
-      const length = lengths[this.#next] ?? 0
-      batch.push(new View(buffer, byteOffset + this.#begin, length))
-      this.#begin += length
+    const [first, begin] = [this.#next, this.#begin]
+    const last = Math.min(lengths.length, first + limit - batch.length)
+    for (; this.#next < last; this.#next++) this.#begin += lengths[this.#next] ?? 0
+    const shown = last === lengths.length ? bytes.subarray(begin) : copyOf(bytes, begin, this.#begin)
+    const { buffer } = shown
+    let at = shown.byteOffset
+    for (let index = first; index < last; index++) {
+      const length = lengths[index] ?? 0
+      batch.push(new View(buffer, at, length))
+      at += length
     }
     this.#rest()
   }

@@ -11,7 +11,7 @@ export interface News {
   /** Every id up to this one has been acknowledged. */
   readonly done: number
   readonly flags: number
-  /** Messages, where all that came before had been taken. */
+  /** Messages, unless some that came before are known to wait for whoever takes them. */
   readonly messages: Packed | undefined
 }
 
@@ -31,9 +31,10 @@ const MORE = 4
 const HEAD = 4
 const words = new Float64Array(2048)
 const bytes = new Uint8Array(1 << 16)
-/** Asks native code for the news of everything that has rung, and gives them to `tell`, with the id of each. */
+/** Asks native code for the news of everything that has rung, and gives them, with the id of each, first to `bring`. */
 export function drain(
   ask: (words: Float64Array, bytes: Uint8Array) => number,
+  bring: (id: number, news: News) => void,
   tell: (id: number, news: News | undefined) => void,
 ): void {
   let isAll = false
@@ -41,6 +42,7 @@ export function drain(
     const answer = ask(words, bytes)
     isAll = answer >= 0
     const entries = read(isAll ? answer : -1 - answer)
+    for (const [id, news] of entries) if (news) bring(id, news)
     for (const [id, news] of entries) tell(id, news)
   }
 }
@@ -88,7 +90,11 @@ function unpack(at: number, count: number, start: number): Packed {
     lengths.push(length)
     end += length
   }
-  return { bytes: copyOf(bytes, start, end), lengths }
+  if (count === 1) return { bytes: copyOf(bytes, start, end), lengths }
+  // Several share memory in any case: Node's pool of it, where they are few.
+  const copy = Buffer.allocUnsafe(end - start)
+  copy.set(bytes.subarray(start, end))
+  return { bytes: copy, lengths }
 }
 
 /** A copy with memory of its own. */

@@ -76,7 +76,7 @@ pub struct NativeConnection {
 /// What an environment knows of it.
 pub(crate) struct Held {
     pub(crate) connection: Connection,
-    /// Whether messages go to JavaScript with the news: it has been given all there were.
+    /// Whether messages go to JavaScript with the news: it has been given all there were, and has not said that it keeps some.
     pub(crate) wanted: AtomicBool,
 }
 

@@ -10,7 +10,7 @@
 //! | 3 | number of messages |
 //! | 4 … | the length of each; their bytes follow each other in the array of bytes, after those of the objects before |
 //!
-//! Messages come so for as long as JavaScript has taken all that came before; what is left it asks for. `src/news.ts` reads it.
+//! Messages come so until some are left over, for which JavaScript asks, or it says that it keeps some. `src/news.ts` reads it.
 
 use std::sync::atomic::Ordering;
 
