@@ -12,6 +12,7 @@ export type Take<T> = () => T | null | false | NativeError
 /** What comes from the peer, one after the other, and those who wait for it. */
 export class Arrivals<T> {
   readonly #take: Take<T>
+  readonly #mayHave: () => boolean
   readonly #failure: (error: NativeError) => Error
   readonly #waiting = new PromiseQueue<unknown, Take<unknown>>()
   /** Given out since the event loop last had its turn, and which turn that was. */
@@ -22,10 +23,12 @@ export class Arrivals<T> {
 
   /**
    * @param take takes the next one
+   * @param mayHave whether there may be any: where it is known that there are none, the event loop is given no turn for it
    * @param failure makes the error that users see
    */
-  constructor(take: Take<T>, failure: (error: NativeError) => Error) {
+  constructor(take: Take<T>, mayHave: () => boolean, failure: (error: NativeError) => Error) {
     this.#take = take
+    this.#mayHave = mayHave
     this.#failure = failure
   }
 
@@ -41,7 +44,7 @@ export class Arrivals<T> {
 
   /** What `take` takes, or `null` at the end. Served in the order of the calls. */
   ask<U>(take: Take<U>, signal: AbortSignal | undefined): Promise<U | null> {
-    if (this.#waiting.isEmpty && this.#mayServe()) {
+    if (this.#waiting.isEmpty && this.#mayHave() && this.#mayServe()) {
       const arrived = take()
       if (arrived !== false) {
         this.#served++

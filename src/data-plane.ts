@@ -46,6 +46,7 @@ export class DataPlane {
     this.#gathering = new Gathering(native, unwrap, this.#completions)
     this.#immediates = new Arrivals<number>(
       () => native.receiveImmediate() as number | null | false | NativeError,
+      () => true,
       failure,
     )
   }

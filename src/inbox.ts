@@ -42,6 +42,11 @@ export class Inbox {
     return this.#behind.reduce((count, { bytes }) => count + bytes.length, this.#packed.bytes.length - this.#begin)
   }
 
+  /** Whether there may be something to take. */
+  get mayHave(): boolean {
+    return this.#packed !== nothing || this.#hasMore
+  }
+
   /** Takes what came with the news. */
   add(news: News): void {
     const { messages } = news

@@ -17,7 +17,11 @@ export class Receiver {
   /** @param failure makes the error that users see */
   constructor(native: NativeConnection, failure: (error: NativeError) => Error) {
     this.#inbox = new Inbox(native)
-    this.#arrivals = new Arrivals<Buffer>(() => this.#inbox.next(), failure)
+    this.#arrivals = new Arrivals<Buffer>(
+      () => this.#inbox.next(),
+      () => this.#inbox.mayHave,
+      failure,
+    )
   }
 
   /** Whether somebody waits. */
