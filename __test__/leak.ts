@@ -12,11 +12,8 @@ import { connecting, listening } from './_peers.js'
 
 const CYCLES = Number(process.env['SECURE_RDMA_LEAK_CYCLES'] ?? (testDevice === 'rxe' ? 50 : 1000))
 
-/**
- * What 1000 cycles may add to the memory, in bytes: 1 KiB. The embedded device keeps the numbers
- * of queue pairs for two hours, so that none comes again: 8 bytes each, of two for each cycle here, and 64 MiB at the most.
- */
-const SLOPE = 1024 + (testDevice === 'soft' ? 2 * 8 * 1000 : 0)
+/** What 1000 cycles may add to the memory, in bytes. */
+const SLOPE = 1024
 
 /** What memory wavers by, whatever the number of cycles: pools of the allocator and of V8, compiled code. */
 const NOISE = 4 << 20
@@ -71,7 +68,7 @@ async function cycle(
     const { total_physical_size: mapped, used_heap_size: used } = load('node:v8').getHeapStatistics()
     return Number(kib) * 1024 - mapped + used
   }
-  // Caches and pools of Node, of V8 and of the allocator fill at the beginning, and the map of queue pair numbers.
+  // Caches and pools of Node, of V8 and of the allocator fill at the beginning, and what keeps queue pair numbers.
   const warm = Math.max(10, Math.min(2000, cycles >> 1))
   for (let number = 0; number < warm; number++) await once(number)
   const before = await census()

@@ -1,11 +1,9 @@
-//! The random numbers that a peer has to know: R_Keys and QPNs.
+//! The random keys that a peer has to know: R_Keys.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::hash::Hasher;
-use std::time::{Duration, Instant};
 
-use secure_rdma_rdma::{Entropy, Error, ErrorCode, Qpn, Result};
+use secure_rdma_rdma::{Entropy, Result};
 use siphasher::sip::SipHasher13;
 
 /// A permutation of `2 · HALF` bits that nobody without its key can predict: a Feistel network whose round function is
@@ -87,125 +85,15 @@ impl fmt::Debug for KeySequence {
     }
 }
 
-/// How long a destroyed queue pair's number is not drawn again: packets of the old connection, and whoever had learned the
-/// number, must not meet a new one.
-pub(super) const QUARANTINE: Duration = Duration::from_secs(2 * 60 * 60);
-
-/// The smallest QPN that is drawn. Those below are where other devices begin to count.
-pub(super) const FIRST_QPN: u32 = 0x00_0100;
-/// The largest: 0xFFFFFF means "multicast" in a packet.
-pub(super) const LAST_QPN: u32 = 0xFF_FFFE;
-
-/// Half of all numbers: beyond that a draw would take too many tries, and a guess would hit too often.
-const MOST: usize = 1 << 23;
-
-/// Draws QPNs: uniform among those that are neither in use nor were within [`QUARANTINE`].
-///
-/// One bit for each number, in 2 MiB that the system hands out as they are touched, and 8 bytes more for each in
-/// quarantine: at most 64 MiB.
-pub(super) struct QueuePairNumbers {
-    /// One bit per number: in use or in quarantine.
-    taken: Vec<u64>,
-    count: usize,
-    /// Numbers in quarantine and the second at which each is free again, in the order of their release.
-    quarantine: VecDeque<(u32, u32)>,
-    /// What the seconds are counted from: the first release.
-    epoch: Option<Instant>,
-    most: usize,
-}
-
-impl QueuePairNumbers {
-    pub(super) fn new() -> Self {
-        Self { taken: vec![0; 1 << 18], count: 0, quarantine: VecDeque::new(), epoch: None, most: MOST }
-    }
-
-    /// Takes a number.
-    ///
-    /// # Errors
-    /// [`ErrorCode::Entropy`]; [`ErrorCode::Resource`] when 2^23 numbers are in use or were within two hours.
-    pub(super) fn draw(&mut self, now: Instant, entropy: &dyn Entropy) -> Result<Qpn> {
-        self.end_quarantines(now);
-        if self.count >= self.most {
-            return Err(Error::new(
-                ErrorCode::Resource,
-                format!(
-                    "{} queue pairs were made within two hours: wait until their numbers may be used again",
-                    self.count
-                ),
-            ));
-        }
-        loop {
-            let mut bytes = [0; 3];
-            entropy.fill(&mut bytes)?;
-            let number = u32::from_be_bytes([0, bytes[0], bytes[1], bytes[2]]);
-            let Some(qpn) = Qpn::new(number).filter(|_| (FIRST_QPN..=LAST_QPN).contains(&number)) else {
-                continue;
-            };
-            if self.mark(number, true) {
-                self.count += 1;
-                return Ok(qpn);
-            }
-        }
-    }
-
-    /// Puts the number of a destroyed queue pair into quarantine. One that was not drawn is ignored.
-    pub(super) fn release(&mut self, now: Instant, qpn: Qpn) {
-        let number = qpn.get();
-        let epoch = *self.epoch.get_or_insert(now);
-        let free_at =
-            now.saturating_duration_since(epoch).saturating_add(QUARANTINE).as_secs().saturating_add(1);
-        if self.is_taken(number) {
-            self.quarantine.push_back((u32::try_from(free_at).unwrap_or(u32::MAX), number));
-        }
-    }
-
-    fn end_quarantines(&mut self, now: Instant) {
-        let Some(epoch) = self.epoch else { return };
-        let second = now.saturating_duration_since(epoch).as_secs();
-        while let Some((free_at, number)) = self.quarantine.front().copied()
-            && u64::from(free_at) <= second
-        {
-            self.quarantine.pop_front();
-            if self.mark(number, false) {
-                self.count -= 1;
-            }
-        }
-    }
-
-    fn is_taken(&self, number: u32) -> bool {
-        self.taken.get(number as usize / 64).is_some_and(|word| word >> (number % 64) & 1 == 1)
-    }
-
-    /// Sets the number's bit, and says whether that changed it.
-    fn mark(&mut self, number: u32, taken: bool) -> bool {
-        let before = self.is_taken(number);
-        if let Some(word) = self.taken.get_mut(number as usize / 64)
-            && before != taken
-        {
-            *word ^= 1 << (number % 64);
-        }
-        before != taken
-    }
-}
-
-impl fmt::Debug for QueuePairNumbers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("QueuePairNumbers")
-            .field("taken", &self.count)
-            .field("in_quarantine", &self.quarantine.len())
-            .finish_non_exhaustive()
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::HashSet;
     use std::sync::Mutex;
 
     use super::*;
 
     /// A generator with a seed (SplitMix64), so that a test is the same each time.
-    struct Seeded(Mutex<u64>);
+    pub(in crate::engine) struct Seeded(Mutex<u64>);
 
     impl Entropy for Seeded {
         fn fill(&self, bytes: &mut [u8]) -> Result<()> {
@@ -219,7 +107,7 @@ mod tests {
         }
     }
 
-    fn seeded(seed: u64) -> Seeded {
+    pub(in crate::engine) fn seeded(seed: u64) -> Seeded {
         Seeded(Mutex::new(seed))
     }
 
@@ -272,7 +160,7 @@ mod tests {
     }
 
     /// Pearson's χ² of `counts` against a uniform distribution.
-    fn chi_squared(counts: &[u32]) -> f64 {
+    pub(in crate::engine) fn chi_squared(counts: &[u32]) -> f64 {
         let expected = f64::from(counts.iter().sum::<u32>()) / counts.len() as f64;
         counts.iter().map(|count| (f64::from(*count) - expected).powi(2) / expected).sum()
     }
@@ -310,96 +198,8 @@ mod tests {
     }
 
     #[test]
-    fn queue_pair_numbers_are_uniform_in_their_range() {
-        let (entropy, now) = (seeded(7), Instant::now());
-        let mut numbers = QueuePairNumbers::new();
-        let mut counts = [0_u32; 256];
-        for _ in 0..1 << 17 {
-            let number = numbers.draw(now, &entropy).unwrap().get();
-            assert!((0x100..=0xFF_FFFE).contains(&number));
-            counts[(number >> 16) as usize] += 1;
-        }
-        assert!(chi_squared(&counts) < 391.0, "{}", chi_squared(&counts));
-    }
-
-    /// Gives the listed three bytes, again and again.
-    struct Fixed(Mutex<VecDeque<u32>>);
-
-    impl Entropy for Fixed {
-        fn fill(&self, bytes: &mut [u8]) -> Result<()> {
-            let number =
-                self.0.lock().unwrap().pop_front().ok_or(Error::new(ErrorCode::Entropy, "no more"))?;
-            bytes.copy_from_slice(&number.to_be_bytes()[1..]);
-            Ok(())
-        }
-    }
-
-    fn fixed(numbers: impl IntoIterator<Item = u32>) -> Fixed {
-        Fixed(Mutex::new(numbers.into_iter().collect()))
-    }
-
-    #[test]
-    fn the_range_ends_where_it_should() {
-        let mut numbers = QueuePairNumbers::new();
-        let entropy = fixed([0, 1, 0xFF, 0xFF_FFFF, 0x100, 0xFF_FFFE]);
-        let drawn = [0; 2].map(|_| numbers.draw(Instant::now(), &entropy).unwrap().get());
-        assert_eq!(drawn, [0x100, 0xFF_FFFE]);
-        assert!(numbers.draw(Instant::now(), &entropy).is_err(), "no entropy, no number");
-    }
-
-    #[test]
-    fn a_number_stays_in_quarantine_for_two_hours() {
-        let start = Instant::now();
-        let after = |seconds| start + Duration::from_secs(seconds);
-        let mut numbers = QueuePairNumbers::new();
-        let entropy = fixed([0x1000, 0x1000, 0x1001, 0x1000, 0x1002, 0x1000]);
-        let first = numbers.draw(start, &entropy).unwrap();
-        assert_eq!(
-            numbers.draw(after(3 * 3600), &entropy).unwrap().get(),
-            0x1001,
-            "in use, for however long"
-        );
-        numbers.release(after(3 * 3600), first);
-        numbers.release(after(3 * 3600), Qpn::new(0x7777).unwrap());
-        assert_eq!(numbers.quarantine.len(), 1, "only what was drawn");
-        assert_eq!(numbers.draw(after(5 * 3600), &entropy).unwrap().get(), 0x1002, "not a moment too early");
-        assert_eq!(numbers.draw(after(5 * 3600 + 2), &entropy).unwrap().get(), 0x1000);
-        assert!(numbers.quarantine.is_empty());
-        assert_eq!(numbers.count, 3);
-    }
-
-    #[test]
-    fn a_clock_that_stands_still_or_goes_back_ends_no_quarantine_early() {
-        let start = Instant::now();
-        let mut numbers = QueuePairNumbers::new();
-        let entropy = fixed([0x1000, 0x1001, 0x1000, 0x1002]);
-        let first = numbers.draw(start, &entropy).unwrap();
-        numbers.release(start + Duration::from_secs(10), first);
-        assert_eq!(numbers.draw(start, &entropy).unwrap().get(), 0x1001);
-        assert_eq!(numbers.draw(start + Duration::from_secs(10), &entropy).unwrap().get(), 0x1002);
-    }
-
-    #[test]
-    fn more_numbers_than_the_bound_are_refused_until_some_are_free() {
-        let (entropy, start) = (seeded(8), Instant::now());
-        let mut numbers = QueuePairNumbers::new();
-        numbers.most = 1000;
-        let drawn: Vec<_> = (0..1000).map(|_| numbers.draw(start, &entropy).unwrap()).collect();
-        assert_eq!(numbers.draw(start, &entropy).unwrap_err().code(), ErrorCode::Resource);
-        drawn.iter().for_each(|qpn| numbers.release(start, *qpn));
-        assert_eq!(numbers.draw(start + QUARANTINE, &entropy).unwrap_err().code(), ErrorCode::Resource);
-        let later = start + QUARANTINE + Duration::from_secs(1);
-        let again: Vec<_> = (0..1000).map(|_| numbers.draw(later, &entropy).unwrap()).collect();
-        assert_eq!(again.iter().collect::<HashSet<_>>().len(), 1000);
-        assert!(numbers.quarantine.is_empty());
-    }
-
-    #[test]
     fn debug_tells_no_key() {
         let entropy = seeded(9);
         assert_eq!(format!("{:?}", KeySequence::new(&entropy).unwrap()), "KeySequence { drawn: 0, .. }");
-        let mut numbers = QueuePairNumbers::new();
-        numbers.draw(Instant::now(), &entropy).unwrap();
-        assert_eq!(format!("{numbers:?}"), "QueuePairNumbers { taken: 1, in_quarantine: 0, .. }");
     }
 }

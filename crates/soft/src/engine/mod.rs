@@ -37,6 +37,7 @@ pub mod fuzzing;
 mod keys;
 mod local;
 mod local_operations;
+mod numbers;
 mod packetizer;
 mod path;
 mod posting;
@@ -67,7 +68,7 @@ pub use receive_queue::ReceiveQueueId;
 pub use regions::{Keys, WindowId};
 pub use retired::Retired;
 
-use keys::QueuePairNumbers;
+use numbers::QueuePairNumbers;
 use queue_pair::{QueuePair, Shared};
 use receive_queue::ReceiveQueues;
 use regions::Regions;
