@@ -11,11 +11,11 @@ use std::cell::Cell;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
-use std::time::Instant;
 
 use rustc_hash::FxHashMap;
 use secure_rdma_rdma::{DeviceLimits, Error, ErrorCode, LKey, Qpn, QueuePairHandler, Result};
 
+use crate::alarm::{Due, Sleep};
 use crate::capture::Capture;
 use crate::engine::{Engine, ReceiveQueueId, Retired, WindowId};
 use crate::gone::Gone;
@@ -45,17 +45,7 @@ pub(crate) fn try_lock<T: ?Sized>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>>
 pub(crate) struct State {
     pub(crate) engine: Engine,
     pub(crate) handlers: FxHashMap<Qpn, Weak<dyn QueuePairHandler>>,
-    /// What [`Core::is_due`] goes by.
-    noted: Option<Instant>,
-    /// Until when whoever waits for packets sleeps; `None` while nobody does.
-    alarm: Option<Alarm>,
-}
-
-/// When a sleeper wakes by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Alarm {
-    At(Instant),
-    Never,
+    pub(crate) sleep: Sleep,
 }
 
 /// Something dropped whose place in the engine is to be given up.
@@ -91,9 +81,8 @@ pub(crate) struct Core {
     blocked: AtomicUsize,
     /// Whether there may be something to tell a handler.
     pub(crate) news: AtomicBool,
-    /// When the engine has something to do next, in nanoseconds since `born`; for who looks without the lock.
-    due: AtomicU64,
-    born: Instant,
+    /// When the engine has something to do next; for who looks without the lock.
+    pub(crate) due: Due,
     /// Threads that have taken the sockets over.
     pub(crate) pollers: AtomicUsize,
     /// How often they have looked.
@@ -140,7 +129,7 @@ impl Core {
             limits: crate::limits::limits(),
             ports,
             segmentation: options.segmentation,
-            state: Mutex::new(State { engine, handlers: FxHashMap::default(), noted: None, alarm: None }),
+            state: Mutex::new(State { engine, handlers: FxHashMap::default(), sleep: Sleep::default() }),
             graves: Mutex::default(),
             has_graves: AtomicBool::new(false),
             has_buried: AtomicBool::new(false),
@@ -149,8 +138,7 @@ impl Core {
             wanted: AtomicBool::new(false),
             blocked: AtomicUsize::new(0),
             news: AtomicBool::new(false),
-            due: AtomicU64::new(u64::MAX),
-            born: Instant::now(),
+            due: Due::default(),
             pollers: AtomicUsize::new(0),
             polls: AtomicU64::new(0),
             posts: AtomicU64::new(0),
@@ -241,59 +229,6 @@ impl Core {
             self.wake();
         }
         result
-    }
-
-    /// Notes when the engine has something to do next. True: who sleeps sleeps for longer, and is to be woken.
-    pub(crate) fn note_timeout(&self, state: &mut State) -> bool {
-        let timeout = state.engine.poll_timeout();
-        if state.noted != timeout {
-            state.noted = timeout;
-            self.due.store(timeout.map_or(u64::MAX, |at| self.nanoseconds(at)), Ordering::Release);
-        }
-        match (timeout, state.alarm) {
-            (None, _) | (_, None) => false,
-            (Some(at), Some(Alarm::At(alarm))) if alarm <= at => false,
-            (Some(at), Some(_)) => {
-                state.alarm = Some(Alarm::At(at));
-                true
-            }
-        }
-    }
-
-    /// Whether the engine has something to do at `now`. A glance, without the lock.
-    pub(crate) fn is_due(&self, now: Instant) -> bool {
-        self.due.load(Ordering::Acquire) <= self.nanoseconds(now)
-    }
-
-    /// Whether the engine has something to do later.
-    pub(crate) fn has_timeout(&self) -> bool {
-        self.due.load(Ordering::Acquire) != u64::MAX
-    }
-
-    fn nanoseconds(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.born).as_nanos()).unwrap_or(u64::MAX)
-    }
-
-    /// Until when to sleep: `None` not at all, `Some(None)` until somebody wakes.
-    ///
-    /// Between two messages there is no timeout, and with the next one there is one again: who slept without end in
-    /// between would have to be woken for it. So an alarm that was set earlier stays.
-    pub(crate) fn fall_asleep(&self) -> Option<Option<Instant>> {
-        let mut state = self.state();
-        if self.news.load(Ordering::Acquire) || (self.wanted.load(Ordering::SeqCst) && !self.is_blocked()) {
-            return None;
-        }
-        let now = Instant::now();
-        let earlier = match state.alarm {
-            Some(Alarm::At(alarm)) if alarm > now => Some(alarm),
-            _ => None,
-        };
-        let at = state.engine.poll_timeout().into_iter().chain(earlier).min();
-        if at.is_some_and(|at| at <= now) {
-            return None;
-        }
-        state.alarm = Some(at.map_or(Alarm::Never, Alarm::At));
-        Some(at)
     }
 
     /// Whether a socket takes no more for now.

@@ -13,6 +13,7 @@ mod common;
 #[cfg(test)]
 extern crate self as secure_rdma_soft;
 
+mod alarm;
 mod backlog;
 mod capture;
 mod core;

@@ -144,10 +144,10 @@ impl QueuePair {
         matches!(answers.hold, Hold::Until(until) if now < until)
     }
 
-    /// An acknowledgement has stayed behind until now.
-    pub(super) fn release_answers(&mut self, shared: &mut Shared, now: Instant) {
+    /// Acknowledgements that may stay behind until `end` or earlier go out.
+    pub(super) fn release_answers(&mut self, shared: &mut Shared, now: Instant, end: Instant) {
         match self.responder.answers.hold {
-            Hold::Until(until) if until > now => shared.schedule.hold(self.qpn, until, &mut self.standing),
+            Hold::Until(until) if until > end => shared.schedule.hold(self.qpn, until, &mut self.standing),
             Hold::Until(_) => {
                 self.responder.answers.release();
                 self.settle(shared, now);

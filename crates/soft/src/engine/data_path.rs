@@ -117,11 +117,7 @@ impl Engine {
     /// Does what is due at `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.told(now);
-        while let Some(qpn) = self.shared.schedule.pop_held(now) {
-            let Some(queue_pair) = self.queue_pairs.get_mut(&qpn) else { continue };
-            queue_pair.standing.held = false;
-            queue_pair.release_answers(&mut self.shared, now);
-        }
+        self.release_answers(now, now);
         while let Some((qpn, at)) = self.shared.timers.pop(now) {
             let Some(queue_pair) = self.queue_pairs.get_mut(&qpn) else { continue };
             queue_pair.handle_timeout(&mut self.shared, now, at);
@@ -140,6 +136,25 @@ impl Engine {
     /// behind for a moment ([`Config::ack_hold`](super::Config::ack_hold)).
     pub fn set_watched(&mut self, watched: bool) {
         self.shared.ack_hold = if watched { self.shared.config.ack_hold } else { Duration::ZERO };
+    }
+
+    /// Nobody looks for a while: acknowledgements that have stayed behind until now go out, since to wake for one takes longer
+    /// than it may stay. Tells whether there are any.
+    pub fn end_holds(&mut self, now: Instant) -> bool {
+        self.told(now);
+        let end = now.checked_add(self.shared.config.ack_hold).unwrap_or(now);
+        self.release_answers(now, end)
+    }
+
+    fn release_answers(&mut self, now: Instant, end: Instant) -> bool {
+        let mut any = false;
+        while let Some(qpn) = self.shared.schedule.pop_held(end) {
+            let Some(queue_pair) = self.queue_pairs.get_mut(&qpn) else { continue };
+            queue_pair.standing.held = false;
+            queue_pair.release_answers(&mut self.shared, now, end);
+            any = true;
+        }
+        any
     }
 
     /// Whether [`Engine::poll_transmit`] is likely to have something.

@@ -58,6 +58,26 @@ fn one_acknowledgement_stands_for_several_messages_that_are_answered_at_once() {
 }
 
 #[test]
+fn before_who_looks_goes_to_sleep_they_go_out() {
+    let (mut pair, mut comes, mut answers) = watched();
+    comes(&mut pair, FIRST);
+    answers(&mut pair);
+    assert_eq!(opcodes(&mut pair), [(Opcode::SendOnly, FIRST)]);
+    let now = pair.now;
+    assert!(pair.sides[1].engine.end_holds(now));
+    assert_eq!(opcodes(&mut pair), [(Opcode::Acknowledge, FIRST)]);
+    assert!(!pair.sides[1].engine.end_holds(now), "once");
+    pair.now += HOLD;
+    pair.sides[1].engine.handle_timeout(pair.now);
+    assert_eq!(opcodes(&mut pair), []);
+
+    // The next may stay again.
+    comes(&mut pair, FIRST + 1);
+    answers(&mut pair);
+    assert_eq!(opcodes(&mut pair), [(Opcode::SendOnly, (FIRST + 1) & 0x00FF_FFFF)]);
+}
+
+#[test]
 fn what_is_not_answered_is_acknowledged_at_once() {
     let (mut pair, mut comes, mut answers) = watched();
     comes(&mut pair, FIRST);
