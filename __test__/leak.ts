@@ -61,15 +61,17 @@ async function cycle(
    * Anonymous memory (that of files, which the kernel counts too, is read in and given back as it likes), of which V8's heap
    * counts with what is in use: it keeps empty pages as it likes.
    */
-  const memory = (): number => {
+  const memory = async (): Promise<number> => {
     gc()
+    // What native code has of collected objects is let go of in a later turn, and connections are a while on their way out.
+    await new Promise((resolve) => setTimeout(resolve, 100))
     gc({ type: 'major', execution: 'sync', flavor: 'last-resort' })
     const [, kib] = /^RssAnon:\s+(\d+) kB$/m.exec(readFileSync('/proc/self/status', 'utf8')) ?? []
     const { total_physical_size: mapped, used_heap_size: used } = load('node:v8').getHeapStatistics()
     return Number(kib) * 1024 - mapped + used
   }
   // Caches and pools of Node, of V8 and of the allocator fill at the beginning, and what keeps queue pair numbers.
-  const warm = Math.max(10, Math.min(2000, cycles >> 1))
+  const warm = Math.max(10, Math.min(2000, cycles >> 1), Math.floor(cycles / 8))
   for (let number = 0; number < warm; number++) await once(number)
   const before = await census()
   const parts = 20
@@ -77,7 +79,7 @@ async function cycle(
   for (let part = 0; part < parts; part++) {
     const size = Math.ceil(cycles / parts)
     for (let number = 0; number < size; number++) await once(number)
-    samples.push([(part + 1) * size, memory()])
+    samples.push([(part + 1) * size, await memory()])
   }
   let left = difference(before, await census())
   // What was closed last may still be on its way out.
