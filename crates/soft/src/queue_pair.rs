@@ -166,7 +166,7 @@ impl QueuePair for SoftQueuePair {
 impl Drop for SoftQueuePair {
     fn drop(&mut self) {
         let handler = self.owner.with(|state| {
-            state.engine.destroy_queue_pair(self.qpn);
+            state.engine.destroy_queue_pair(Instant::now(), self.qpn);
             state.handlers.remove(&self.qpn)
         });
         drop(handler);

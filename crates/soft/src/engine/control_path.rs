@@ -82,14 +82,13 @@ impl Engine {
     }
 
     /// Ends a queue pair; what was posted is forgotten without completions, and so are those not polled.
-    pub fn destroy_queue_pair(&mut self, qpn: Qpn) {
+    pub fn destroy_queue_pair(&mut self, now: Instant, qpn: Qpn) {
+        self.told(now);
         let Some(mut queue_pair) = self.queue_pairs.remove(&qpn) else { return };
         let peer = queue_pair.budget();
         queue_pair.reset(&mut self.shared);
         self.let_in(peer);
-        if let Some(now) = self.now {
-            self.numbers.release(now, qpn);
-        }
+        self.numbers.release(now, qpn);
     }
 
     /// A queue pair's state.

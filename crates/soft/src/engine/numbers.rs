@@ -12,7 +12,7 @@ const QUARANTINE: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// Numbers that were released within the same stretch of this length become free together, when the quarantine of the last
 /// that could be is over.
-const STRETCH: Duration = Duration::from_secs(60 * 60);
+const STRETCH: Duration = Duration::from_secs(15 * 60);
 
 /// The smallest QPN that is drawn. Those below are where other devices begin to count.
 const FIRST_QPN: u32 = 0x00_0100;
@@ -25,7 +25,7 @@ const MOST: usize = 1 << 23;
 /// Draws QPNs: uniform among those that are neither in use nor were within [`QUARANTINE`].
 ///
 /// One bit for each number, in 2 MiB that the system hands out as they are touched. Those in quarantine take at the most as
-/// much again for each of four stretches, however many come and go.
+/// much again for each of ten stretches, however many come and go.
 pub(super) struct QueuePairNumbers {
     /// In use or in quarantine.
     taken: Bits,
@@ -52,7 +52,7 @@ impl QueuePairNumbers {
             return Err(Error::new(
                 ErrorCode::Resource,
                 format!(
-                    "{} queue pairs were made within three hours: wait until their numbers may be used again",
+                    "{} queue pairs are in use or were within the last hours: wait until their numbers may be used again",
                     self.count
                 ),
             ));
@@ -256,7 +256,7 @@ mod tests {
         numbers.release(after(3 * 3600), first);
         numbers.release(after(3 * 3600), Qpn::new(0x7777).unwrap());
         assert_eq!(numbers.draw(after(5 * 3600), &entropy).unwrap().get(), 0x1002, "not a moment too early");
-        assert_eq!(numbers.draw(after(6 * 3600), &entropy).unwrap().get(), 0x1000);
+        assert_eq!(numbers.draw(after(5 * 3600 + 15 * 60), &entropy).unwrap().get(), 0x1000);
         assert!(numbers.quarantine.is_empty());
         assert_eq!(numbers.count, 3, "only what was drawn is given back");
     }
@@ -301,7 +301,7 @@ mod tests {
                 assert!(free_at.insert(qpn, now + QUARANTINE).is_none_or(|free| free <= now), "too early");
                 numbers.release(now, qpn);
             }
-            assert!(numbers.quarantine.len() <= 4);
+            assert!(numbers.quarantine.len() <= 10);
         }
         assert!(numbers.draw(start + Duration::from_secs(12 * 3600), &entropy).is_ok());
         assert_eq!((numbers.count, numbers.quarantine.len()), (1, 0));

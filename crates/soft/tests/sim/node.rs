@@ -63,9 +63,9 @@ impl Node {
         }
     }
 
-    pub fn destroy_queue_pair(&mut self, qpn: Qpn) {
+    pub fn destroy_queue_pair(&mut self, now: Instant, qpn: Qpn) {
         match self {
-            Self::Engine(engine) => engine.destroy_queue_pair(qpn),
+            Self::Engine(engine) => engine.destroy_queue_pair(now, qpn),
             Self::Model(model) => model.destroy_queue_pair(qpn),
         }
     }

@@ -58,7 +58,7 @@ impl World {
             self.coverage.hit("queue pair reused");
         } else {
             if endpoint.exists {
-                host.node.destroy_queue_pair(endpoint.qpn);
+                host.node.destroy_queue_pair(now, endpoint.qpn);
                 self.by_number.remove(&(endpoint.host, endpoint.qpn.get()));
                 self.coverage.hit("queue pair destroyed");
             }

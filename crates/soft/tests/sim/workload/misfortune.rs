@@ -68,6 +68,7 @@ impl World {
             Fault::Destroy => {
                 self.coverage.hit("queue pair destroyed in flight");
                 self.enter_error(index);
+                let now = self.instant();
                 let endpoint = &mut self.endpoints[index];
                 let here = &mut self.hosts[host];
                 for pieces in endpoint.receives.iter().map(|receive| &receive.local) {
@@ -82,7 +83,7 @@ impl World {
                 here.forget(index);
                 endpoint.forget();
                 endpoint.exists = false;
-                here.node.destroy_queue_pair(endpoint.qpn);
+                here.node.destroy_queue_pair(now, endpoint.qpn);
                 self.by_number.remove(&(host, endpoint.qpn.get()));
                 self.after(host)
             }
