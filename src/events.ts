@@ -27,12 +27,16 @@ function ask(words: Float64Array, bytes: Uint8Array): number {
 }
 
 function bring(id: number, news: News): void {
-  sources.get(id)?.bring?.(news)
+  alone(() => sources.get(id)?.bring?.(news))
 }
 
 function tell(id: number, news: News | undefined): void {
+  alone(() => sources.get(id)?.news(news))
+}
+
+function alone(call: () => void): void {
   try {
-    sources.get(id)?.news(news)
+    call()
   } catch (error) {
     // A mistake of ours, or of a subscriber: it must not keep the others from their news.
     process.nextTick(() => {

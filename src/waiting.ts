@@ -88,19 +88,11 @@ export class PromiseQueue<T, P = undefined> {
     this.#waiting.delete(one)
   }
 
-  /** Settles the one that has waited longest. */
+  /** Fulfils the one that has waited longest. */
   resolve(value: T): void {
-    this.#shift()?.resolve(value)
-  }
-
-  /** Settles the one that has waited longest. */
-  reject(error: Error): void {
-    this.#shift()?.reject(error)
-  }
-
-  #shift(): Waiting<T> | undefined {
     const { first } = this
-    if (first) this.#waiting.delete(first)
-    return first
+    if (!first) return
+    this.#waiting.delete(first)
+    first.resolve(value)
   }
 }
