@@ -89,6 +89,22 @@ for (const question of ['look', 'receiveShort']) {
   })
 }
 
+test('what native code throws while it gives a message is told to whose turn it is, and to nobody else', async (t) => {
+  const native = new Played()
+  const connection = internal.createConnection(native, noId)
+  const fail = (): never => {
+    throw new RangeError('no memory')
+  }
+  native.behind('receiveShort', fail)
+  await t.throwsAsync(() => connection.receive(), { instanceOf: RangeError })
+  const waits = [connection.receive(), connection.receive()]
+  native.behind('receiveShort', fail)
+  native.end = { reason: 'peerClosed', delivered: true }
+  void connection.close()
+  await t.throwsAsync(async () => waits[0], { instanceOf: RangeError })
+  t.is(await soon(Promise.resolve(waits[1])), null)
+})
+
 test('destroy(error) is the cause of what it ended, not of what had failed before', async (t) => {
   const mine = new Error('mine')
   for (const [end, cause] of [

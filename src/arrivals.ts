@@ -45,10 +45,14 @@ export class Arrivals<T> {
   /** What `take` takes, or `null` at the end. Served in the order of the calls. */
   ask<U>(take: Take<U>, signal: AbortSignal | undefined): Promise<U | null> {
     if (this.#waiting.isEmpty && this.#mayHave() && this.#mayServe()) {
-      const arrived = take()
-      if (arrived !== false) {
-        this.#served++
-        return isError(arrived) ? Promise.reject(this.#failure(arrived)) : Promise.resolve(arrived)
+      try {
+        const arrived = take()
+        if (arrived !== false) {
+          this.#served++
+          return isError(arrived) ? Promise.reject(this.#failure(arrived)) : Promise.resolve(arrived)
+        }
+      } catch (error) {
+        return Promise.reject(error)
       }
     }
     return this.#waiting.add(signal, take) as Promise<U | null>
@@ -62,12 +66,18 @@ export class Arrivals<T> {
   /** Gives what is there to those who wait. */
   serve(): void {
     for (let first = this.#waiting.first; first && this.#mayServe(); first = this.#waiting.first) {
-      const arrived = first.purpose()
-      if (arrived === false) return
-      this.#served++
-      this.#waiting.remove(first)
-      if (isError(arrived)) first.reject(this.#failure(arrived))
-      else first.resolve(arrived)
+      try {
+        const arrived = first.purpose()
+        if (arrived === false) return
+        this.#served++
+        this.#waiting.remove(first)
+        if (isError(arrived)) first.reject(this.#failure(arrived))
+        else first.resolve(arrived)
+      } catch (error) {
+        // For want of memory, say: told to whose turn it was, and the others go on.
+        this.#waiting.remove(first)
+        first.reject(error as Error)
+      }
     }
   }
 
