@@ -58,14 +58,16 @@ const PARTS = {
   // random arguments into every export, on the embedded device
   arguments: () => avaOnSoft(['fuzz-arguments'], { SECURE_RDMA_FUZZ_SECONDS: values['fuzz-seconds'] }),
 
-  // on each of Node 20, 22 and 24, on the embedded device: 1000 random orders of letting go, 800 workers that are terminated and
-  // 200 processes that exit in flight; and 200 ends of all kinds
+  // on each of Node 20, 22 and 24, on the embedded device: 1000 random orders of letting go, and 5000 of what can be done to
+  // memory in flight; 1000 ends of workers and processes in flight; 500 workers that are terminated and 250 processes that exit
+  // with regions in flight; 200 ends of all kinds
   async node() {
     for (const major of OTHER_MAJORS) await fetchNode(major)
-    await avaOnSoft(['memory', 'teardown', 'threads'], {
+    await avaOnSoft(['memory', 'teardown', 'regions', 'threads'], {
       SECURE_RDMA_NODES: NODES,
       SECURE_RDMA_GC_ROUNDS: '1000',
       SECURE_RDMA_TEARDOWN_ROUNDS: '1000',
+      SECURE_RDMA_REGION_ROUNDS: '5000',
       SECURE_RDMA_END_ROUNDS: '40',
     })
   },
