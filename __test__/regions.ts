@@ -183,7 +183,6 @@ async function carriedOut(
   })
   const [code, signal] = (await once(child, 'close')) as [number | null, string | null]
   t.deepEqual({ code, signal }, { code: PLANNED, signal: null }, `SECURE_RDMA_SEED=${plan.seed}, ${plan.task}`)
-  t.log(told.trim())
   return JSON.parse(told) as Record<string, number>
 }
 
@@ -197,6 +196,7 @@ for (const [major, node] of versions()) {
     async (t, place) => {
       t.timeout(240_000 + ROUNDS * 1000)
       const counts = await carriedOut(t, place, node, { task: 'orders', seed: SEED, rounds: ROUNDS })
+      t.log(JSON.stringify(counts))
       t.true((counts['ok'] ?? 0) > ROUNDS, 'most operations are carried out')
       t.true((counts['gc'] ?? 0) > 0 && (counts['transfer'] ?? 0) > 0)
     },
@@ -208,6 +208,7 @@ for (const [major, node] of versions()) {
     async (t, place) => {
       t.timeout(240_000 + workers * 10_000)
       const counts = await carriedOut(t, place, node, { task: 'workers', seed: SEED, rounds: workers })
+      t.log(JSON.stringify(counts))
       t.is(counts['workers'], workers)
       // The control: what can be moved was. Node 20 copies, and has no transfer().
       t.is(counts['moved'], major === '20' ? 0 : workers)
@@ -219,9 +220,14 @@ for (const [major, node] of versions()) {
     async (t, place) => {
       const exits = Math.max(4, ROUNDS / 20)
       t.timeout(240_000 + exits * 10_000)
+      const flying: number[] = []
       for (let i = 0; i < exits; i++) {
-        await carriedOut(t, place, node, { task: 'exit', seed: 7 * i, rounds: 1 })
+        const counts = await carriedOut(t, place, node, { task: 'exit', seed: 7 * i, rounds: 1 })
+        flying.push(counts['flying'] ?? 0)
       }
+      // Some come so early that nothing is posted yet.
+      t.true(Math.max(...flying) > 0, 'operations are in flight at exits')
+      t.log(`${exits} exits with ${Math.min(...flying)} to ${Math.max(...flying)} operations in flight`)
     },
   )
 }
