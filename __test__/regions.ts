@@ -225,8 +225,8 @@ for (const [major, node] of versions()) {
         const counts = await carriedOut(t, place, node, { task: 'exit', seed: 7 * i, rounds: 1 })
         flying.push(counts['flying'] ?? 0)
       }
-      // Some come so early that nothing is posted yet.
-      t.true(Math.max(...flying) > 0, 'operations are in flight at exits')
+      // Some come so early that nothing is posted yet; in memory an operation is over at once.
+      if (testDevice !== 'fake') t.true(Math.max(...flying) > 0, 'operations are in flight at exits')
       t.log(`${exits} exits with ${Math.min(...flying)} to ${Math.max(...flying)} operations in flight`)
     },
   )
