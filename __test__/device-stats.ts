@@ -27,6 +27,22 @@ deviceTest('the counters of a device grow with what its connections do', async (
   t.true((await client.device.stats())[GROWS] !== undefined, 'the device outlives the connection')
 })
 
+/** What rdma_rxe counts and the embedded device does not: it has no port that goes down. */
+const NOT_ON_SOFT = ['link_downed']
+
+if (testDevice === 'together') {
+  deviceTest('the embedded device counts by the names of rdma_rxe', async (t, { devices: { server, client } }) => {
+    const kernels = server === 'soft' ? client : server
+    const names = Object.keys(await deviceStats(kernels))
+    t.true(names.includes('rcvd_pkts'), names.join(', '))
+    const ours = Object.keys(await deviceStats('soft'))
+    t.deepEqual(
+      names.filter((name) => !ours.includes(name)),
+      NOT_ON_SOFT.filter((name) => names.includes(name)),
+    )
+  })
+}
+
 test('a device or port that is not there is told by name', async (t) => {
   const missing = { instanceOf: RdmaError, code: 'ERR_RDMA_DEVICE_NOT_FOUND' }
   await t.throwsAsync(deviceStats('nothing0'), { ...missing, message: /"nothing0"; there are: .*soft/ })

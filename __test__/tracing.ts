@@ -3,7 +3,7 @@
 import { subscribe, tracingChannel, unsubscribe } from 'node:diagnostics_channel'
 import { inspect } from 'node:util'
 import test, { type ExecutionContext } from 'ava'
-import { connect, listen } from 'secure-rdma'
+import { allocate, connect, listen } from 'secure-rdma'
 import { fixture } from './_certificates.js'
 import { deviceTest } from './_device.js'
 import { join, listening, serve, until } from './_peers.js'
@@ -95,6 +95,34 @@ deviceTest('send and receive are traced, with lengths and without bytes', async 
   t.is(receives[2]?.trace['error'], aborted)
 })
 
+deviceTest('operations are traced, with lengths and the name of the region, and without bytes', async (t, place) => {
+  const { client, accepted } = await join(t, await serve(t, place))
+  await accepted.publish('inbox', await allocate(4096), { access: ['read', 'write', 'atomic'] })
+  const [inbox, own] = [await client.remote('inbox'), await allocate(4096)]
+  const told = listenTo(t, 'secure-rdma:operation')
+  const secret = Buffer.from('the bytes themselves')
+  const rows = [
+    [() => client.write(secret, inbox), { operation: 'write', region: 'inbox', byteLength: secret.length }],
+    [() => client.read(inbox, own), { operation: 'read', region: 'inbox', byteLength: 4096 }],
+    [() => client.fetchAndAdd(inbox, 1n), { operation: 'fetchAndAdd', region: 'inbox', byteLength: 8 }],
+    [() => client.compareAndSwap(inbox, 0n, 1n), { operation: 'compareAndSwap', region: 'inbox', byteLength: 8 }],
+    [() => client.batch().write(secret, inbox).read(inbox, own).post(), { operation: 'batch' }],
+  ] as const
+  for (const [work, trace] of rows) {
+    told.length = 0
+    await work()
+    t.deepEqual(events(told), WELL, trace.operation)
+    t.deepEqual(told[0]?.trace, { connection: client, ...trace })
+    t.false(inspect(told, { depth: 9 }).includes(String(secret)))
+  }
+
+  await accepted.unpublish('inbox')
+  told.length = 0
+  const revoked = await t.throwsAsync(client.write(secret, inbox), { code: 'ERR_RDMA_REGION_REVOKED' })
+  t.deepEqual(events(told), BADLY)
+  t.is(told[2]?.trace['error'], revoked)
+})
+
 deviceTest('the channels of servers and clients tell what came up, and what did not', async (t, place) => {
   const told: Record<string, unknown[]> = {}
   const names = ['server:accepted', 'server:handshake-failed', 'client:connected', 'client:connect-failed']
@@ -119,7 +147,7 @@ deviceTest('the channels of servers and clients tell what came up, and what did 
 
 deviceTest('where nobody subscribes nothing is made for tracing', async (t, place) => {
   const { client, accepted } = await join(t, await serve(t, place))
-  const names = ['connect', 'accept', 'send', 'receive'] as const
+  const names = ['connect', 'accept', 'send', 'receive', 'operation'] as const
   t.true(names.every((name) => !tracingChannel(`secure-rdma:${name}`).hasSubscribers))
   // tracePromise is what makes a trace; nobody may call it.
   const prototype = Object.getPrototypeOf(tracingChannel('secure-rdma:send')) as { tracePromise: unknown }
@@ -132,7 +160,9 @@ deviceTest('where nobody subscribes nothing is made for tracing', async (t, plac
   t.teardown(() => {
     prototype.tracePromise = real
   })
-  await Promise.all([client.send(Buffer.from('a')), accepted.receive()])
+  await accepted.publish('inbox', await allocate(8), { access: 'write' })
+  const inbox = await client.remote('inbox')
+  await Promise.all([client.send(Buffer.from('a')), accepted.receive(), client.write(Buffer.from('a'), inbox)])
   t.is(calls, 0)
   listenTo(t, 'secure-rdma:send')
   await client.send(Buffer.from('b'))

@@ -8,7 +8,8 @@ macro_rules! counters {
         /// [`Counters::iter`] gives them by name.
         ///
         /// Where the kernel's `rdma_rxe` counts the same thing, the name is that of its `hw_counters`
-        /// (`drivers/infiniband/sw/rxe/rxe_hw_counters.c`).
+        /// (`drivers/infiniband/sw/rxe/rxe_hw_counters.c`). Of those only `link_downed` is missing: there is no port that goes
+        /// down.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         #[non_exhaustive]
         pub struct Counters { $($(#[$doc])+ pub $name: u64,)+ }
@@ -43,8 +44,6 @@ counters! {
     rcvd_seq_err,
     /// Requests acknowledged together with a later one.
     ack_deferred,
-    /// Acknowledgements that stayed behind what answers the message.
-    ack_held,
     /// Work requests that ended with RETRY_EXC_ERR.
     retry_exceeded_err,
     /// Work requests that ended with RNR_RETRY_EXC_ERR.
@@ -91,6 +90,8 @@ counters! {
     rcvd_bytes,
     /// Acknowledgements sent, NAKs not among them.
     sent_acks,
+    /// Acknowledgements that stayed behind what answers the message.
+    ack_held,
     /// PSN sequence error NAKs (0x60) sent.
     sent_seq_err,
     /// PSN sequence error NAKs that the rate limit held back.
@@ -212,7 +213,6 @@ mod tests {
             "send_rnr_err",
             "rcvd_seq_err",
             "ack_deferred",
-            "ack_held",
             "retry_exceeded_err",
             "retry_rnr_exceeded_err",
             "completer_retry_err",
