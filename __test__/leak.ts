@@ -34,7 +34,7 @@ interface Given {
 
 // A task for Child.run: it travels as source text.
 
-/** Connects, transfers and closes, again and again. The memory in use over time, and what else is left. */
+/** Connects, sends, publishes, writes and closes, again and again. The memory in use over time, and what else is left. */
 async function cycle(
   { rdma, numbered }: Scope,
   { census: file, server, client, cycles, planted }: Given,
@@ -54,6 +54,16 @@ async function cycle(
     await Promise.all([one.send(message), other.send(message)])
     for (const end of [one, other])
       if (!(await end.receive())?.equals(message)) throw new Error(`message ${number} came otherwise`)
+    // Every other region is left to the end of its connection and to the collector. One that stays is 4 KiB of memory.
+    const region = await rdma.allocate(message.length)
+    await other.publish('inbox', region, { access: ['read', 'write'] })
+    const inbox = await one.remote('inbox')
+    await one.write(message, inbox)
+    if (!message.equals(new Uint8Array(region.buffer))) throw new Error(`WRITE ${number} came otherwise`)
+    if (number % 2 === 0) {
+      await other.unpublish('inbox')
+      region.close()
+    }
     // Each way to end, in turn.
     if (number % 3 === 0) one.destroy()
     else await (number % 3 === 1 ? one : other).close()
