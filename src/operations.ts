@@ -8,7 +8,7 @@ import type { SignalOptions } from './connection-types.js'
 import type { DataPlane } from './data-plane.js'
 import { RdmaError } from './errors.js'
 import type { RemoteBytes } from './remote.js'
-import { isTraced, traced, traces, type OperationTrace } from './tracing.js'
+import { isTraced, tracedWithoutResult, traces, type OperationTrace } from './tracing.js'
 
 /** The operations of one connection. @internal */
 export class Operations {
@@ -65,7 +65,7 @@ export class Operations {
     work: () => Promise<BatchOutcomes>,
   ): Promise<BatchOutcomes> {
     if (!isTraced(traces.operation)) return work()
-    return traced(traces.operation, { connection: this.#connection, ...trace }, work)
+    return tracedWithoutResult(traces.operation, { connection: this.#connection, ...trace }, work)
   }
 }
 

@@ -4,7 +4,7 @@ import type { Server } from './server.js'
 
 /**
  * What subscribers of `tracing:secure-rdma:connect:*` see. `result` is there from `asyncStart` on where it succeeded,
- * `error` from `error` on where it failed; so with all of them.
+ * `error` from `error` on where it failed, so with all of them; what is received, read or found by atomics is shown by none.
  */
 export interface ConnectTrace {
   /** Where to: the server's name or address. */
@@ -87,10 +87,20 @@ export function traced<T>(channel: Channel, trace: object, work: () => Promise<T
   return channel.tracePromise<undefined, []>(work, trace)
 }
 
+/** The same, without what `work` gives: subscribers see no bytes of anybody's. */
+export async function tracedWithoutResult<T>(channel: Channel, trace: object, work: () => Promise<T>): Promise<T> {
+  let result: [T] | undefined
+  await traced(channel, trace, async () => {
+    result = [await work()]
+  })
+  // It is there, or `traced` has thrown.
+  return (result as unknown as [T])[0]
+}
+
 /** The same for a `receive()`, with the length of what it gives. */
 export function tracedReceive(connection: Connection, receive: () => Promise<Buffer | null>): Promise<Buffer | null> {
   const trace: ReceiveTrace = { connection }
-  return traced(traces.receive, trace, async () => {
+  return tracedWithoutResult(traces.receive, trace, async () => {
     const message = await receive()
     trace.byteLength = message?.length ?? null
     return message
