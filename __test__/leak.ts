@@ -17,8 +17,8 @@ const SLOPE = 1024
 
 /** What memory wavers by while V8 compiles and caches fill. */
 const EARLY_NOISE = 4 << 20
-/** And behind the warming up of a long run: V8's heap, and what it compiles late. The allocator's stays within 60 KiB. */
-const LATE_NOISE = 256 << 10
+/** And behind the warming up of a long run. */
+const LATE_NOISE = 64 << 10
 const NOISE = CYCLES < 100_000 ? EARLY_NOISE : LATE_NOISE
 
 const censusPath = require.resolve('./_census.js')

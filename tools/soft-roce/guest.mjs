@@ -223,8 +223,8 @@ function qemuArguments(files, run, runFolder) {
 function accelerator() {
   switch (process.env.SOFT_ROCE_ACCELERATOR ?? 'tcg') {
     case 'tcg':
-      // 1024 MiB for what is translated would be 10 % faster. With them rdma_rxe of 6.1 lost a tasklet of a queue pair that was
-      // being destroyed, twice in as many runs; with 256 never.
+      // 1024 MiB for what is translated were 10 % faster. With them ibv_destroy_qp hung in the kernel in the only whole run, and
+      // the kernel warned of a lost tasklet in one of seven runs of that test; with 256 in none of ten. The cause is not known.
       return ['-accel', 'tcg,thread=multi,tb-size=256', '-cpu', 'max']
     case 'kvm':
       return ['-accel', 'kvm', '-cpu', 'host']
